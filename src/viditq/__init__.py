@@ -1,0 +1,1 @@
+"""viditq: diffusion transformers in 8 and 4 bits."""
