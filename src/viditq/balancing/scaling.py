@@ -1,0 +1,48 @@
+"""Per-channel smoothing: move the difficulty of a channel from the activation to the weight.
+
+``s_j = max|X_j|^α / max|W_j|^(1-α)`` (SmoothQuant, arXiv 2211.10438, Eq. 4), with the activation
+read as ``x / s`` and the weight stored as ``W · s``. ViDiT-Q (arXiv 2406.02540, section 3.3) takes
+the activation's part from what is *static* over the timesteps, see :func:`static_profile`; what
+changes with the timestep is left to the rotation.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["smooth_scale", "static_profile"]
+
+
+def static_profile(step_amax: Tensor) -> Tensor:
+    """The part of the channel pattern that is constant over the timesteps.
+
+    The mean over steps of each channel's largest magnitude, after every step is brought to the same
+    overall level, so that no single step decides.
+
+    Args:
+        step_amax: (T, K) largest magnitude of each channel at each recorded step.
+
+    Returns:
+        (K,) fp32, at the overall level of the largest step.
+    """
+    level = step_amax.mean(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return (step_amax / level).mean(0) * level.max()
+
+
+def smooth_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
+    """The smoothing vector.
+
+    Args:
+        activation: (K,) magnitude of each input channel.
+        weight: (K,) largest magnitude of each weight column, over all layers that read the input.
+        alpha: migration strength, 0 … 1.
+
+    Returns:
+        (K,) fp32, positive, geometric mean 1; channels that are zero on either side get 1.
+    """
+    dead = (activation <= 0) | (weight <= 0)
+    log_scale = alpha * activation.double().clamp_min(1e-30).log()
+    log_scale -= (1 - alpha) * weight.double().clamp_min(1e-30).log()
+    log_scale[dead] = 0.0
+    if not dead.all():
+        log_scale[~dead] -= log_scale[~dead].mean()
+    return log_scale.exp().to(torch.float32)

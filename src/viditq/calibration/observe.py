@@ -1,0 +1,165 @@
+"""From recorded calls to statistics: run the float transformer and watch the layer inputs.
+
+Each layer input that several layers share is watched once. The second moments of a large model do
+not fit into memory together, so inputs are taken in batches that do, each batch one pass over the
+calibration set; finished inputs are on disk at once and an interrupted run goes on with the rest.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from viditq.calibration.recorded import CalibrationSet, move
+from viditq.errors import CalibrationError
+from viditq.models import LayerInfo, adapter_for
+from viditq.progress import Track, quiet
+from viditq.stats import CalibrationStats, LayerStats
+
+__all__ = ["model_fingerprint", "observe"]
+
+
+def observe(
+    model: nn.Module,
+    recorded: CalibrationSet,
+    folder: str | Path,
+    *,
+    rows: int = 1024,
+    memory_bytes: int = 4 << 30,
+    track: Track = quiet,
+) -> CalibrationStats:
+    """Collect the statistics of every layer input.
+
+    Args:
+        model: the float transformer that the calls were recorded from.
+        recorded: its calibration set.
+        folder: where the statistics go.
+        rows: tokens to keep per layer input, spread evenly over the calls.
+        memory_bytes: bound on the second moments held at once.
+        track: shows progress.
+
+    Raises:
+        CalibrationError: the set was recorded from another model, or an input is not finite.
+    """
+    folder = Path(folder)
+    if (folder / "stats.json").exists():
+        return CalibrationStats(folder)
+    if recorded.info.model != model_fingerprint(model):
+        raise CalibrationError(
+            f"{recorded.folder} was recorded from another model ({recorded.info.source}); record "
+            f"again with this one."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    readers = adapter_for(model).layers(model)
+    inputs = {info.group: info for info in readers.values() if info.group == info.name}
+    files = {name: f"{name}.safetensors" for name in inputs}
+    waiting = [info for name, info in inputs.items() if not (folder / files[name]).exists()]
+    for number, batch in enumerate(passes := _batches(waiting, memory_bytes)):
+        what = "observe" if len(passes) == 1 else f"observe {number + 1}/{len(passes)}"
+        for name, stats in _watch(model, recorded, batch, rows, track, what).items():
+            CalibrationStats.write_layer(folder, files[name], stats)
+    layers = {name: files[info.group] for name, info in readers.items()}
+    CalibrationStats.write_index(folder, list(recorded.info.steps), layers)
+    return CalibrationStats(folder)
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A short hash of the class, the names, the shapes and sums of all parameters."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in model.named_parameters():
+        value = tensor.detach()
+        sums = (value.sum(dtype=torch.float64).item(), value.abs().sum(dtype=torch.float64).item())
+        digest.update(f"{name}{tuple(value.shape)}{sums[0]:.5e}{sums[1]:.5e}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _batches(infos: Iterable[LayerInfo], memory_bytes: int) -> list[list[LayerInfo]]:
+    """Consecutive inputs whose second moments fit into ``memory_bytes`` together."""
+    batches: list[list[LayerInfo]] = []
+    used = math.inf
+    for info in infos:
+        size = 4 * info.in_features**2
+        if used + size > memory_bytes:
+            batches.append([])
+            used = 0
+        batches[-1].append(info)
+        used += size
+    return batches
+
+
+def _watch(
+    model: nn.Module,
+    recorded: CalibrationSet,
+    infos: list[LayerInfo],
+    rows: int,
+    track: Track,
+    what: str,
+) -> dict[str, LayerStats]:
+    """One pass over the calibration set."""
+    device = next(model.parameters()).device
+    steps = recorded.info.steps
+    watchers = {info.name: _Watcher(info.in_features, len(steps), device) for info in infos}
+    share = math.ceil(rows / len(recorded))
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(watcher.see)
+        for name, watcher in watchers.items()
+    ]
+    try:
+        with torch.inference_mode():
+            for index, call in enumerate(track(recorded, what, len(recorded))):
+                for watcher in watchers.values():
+                    watcher.begin(steps.index(call.step), call.step, share, index)
+                model(**move(call.arguments, device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, watcher in watchers.items():
+        if not torch.isfinite(watcher.second_moment).all():
+            raise CalibrationError(
+                f"The input of {name} is not finite on the calibration set; the float pipeline "
+                f"itself overflows: load it in a wider dtype."
+            )
+    return {name: watcher.stats() for name, watcher in watchers.items()}
+
+
+class _Watcher:
+    """Accumulates the statistics of one layer input."""
+
+    def __init__(self, features: int, steps: int, device: torch.device) -> None:
+        self.step_amax = torch.zeros(steps, features, device=device)
+        self.mean = torch.zeros(features, device=device)
+        self.second_moment = torch.zeros(features, features, device=device)
+        self.count = 0
+        self.rows: list[Tensor] = []
+        self.row_steps: list[Tensor] = []
+
+    def begin(self, position: int, step: int, share: int, seed: int) -> None:
+        """The next call belongs to the kept step at ``position``; keep ``share`` of its tokens."""
+        self.position, self.step, self.share, self.seed = position, step, share, seed
+
+    def see(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002
+        x = arguments[0].detach().reshape(-1, self.mean.shape[0]).to(torch.float32)
+        self.step_amax[self.position] = torch.maximum(
+            self.step_amax[self.position], x.abs().amax(0)
+        )
+        self.count += x.shape[0]
+        weight = x.shape[0] / self.count
+        self.mean += (x.mean(0) - self.mean) * weight
+        self.second_moment += (x.T @ x / x.shape[0] - self.second_moment) * weight
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(x.shape[0], generator=generator)[: self.share]
+        self.rows.append(x[chosen.to(x.device)].cpu())
+        self.row_steps.append(torch.full((len(chosen),), self.step))
+
+    def stats(self) -> LayerStats:
+        return LayerStats(
+            step_amax=self.step_amax.cpu(),
+            mean=self.mean.cpu(),
+            second_moment=self.second_moment.cpu(),
+            rows=torch.cat(self.rows),
+            row_steps=torch.cat(self.row_steps),
+            count=torch.tensor([self.count]),
+        )

@@ -1,0 +1,191 @@
+"""``CalibrationSet``: transformer inputs recorded along sampling trajectories, on disk.
+
+One folder per prompt, one safetensors file per kept denoising step, holding every tensor that the
+pipeline passed to the transformer (both classifier-free guidance branches, as they were batched)
+and the other arguments as JSON. From here on nothing needs a text encoder, a VAE or a scheduler. A
+prompt's folder appears when it is complete, so an interrupted recording goes on where it stopped.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from viditq.errors import CalibrationError
+from viditq.files import write_atomic
+from viditq.plan import validation_sentence
+from viditq.prompts import hash_prompts
+
+__all__ = ["CalibrationInfo", "CalibrationSet", "RecordedCall"]
+
+SCHEMA_VERSION = 1
+INDEX = "calibration.json"
+
+
+class CalibrationInfo(BaseModel):
+    """How a calibration set was recorded.
+
+    Attributes:
+        source: pipeline the inputs come from.
+        model: fingerprint of its transformer.
+        prompts: one trajectory each.
+        num_steps: denoising steps of a trajectory.
+        steps: indices of the steps that are kept, ascending.
+        guidance: classifier-free guidance scale.
+        seed: prompt ``i`` starts from the noise of seed ``seed + i``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    source: str
+    model: str
+    prompts: tuple[str, ...]
+    num_steps: int
+    steps: tuple[int, ...]
+    guidance: float
+    seed: int
+
+    @property
+    def prompts_sha256(self) -> str:
+        """Hash of the prompts, for provenance."""
+        return hash_prompts(self.prompts)
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """One call of the transformer: its step index and its keyword arguments."""
+
+    prompt: int
+    step: int
+    arguments: Mapping[str, Any]
+
+
+class CalibrationSet:
+    """A folder of recorded calls; see the module's description."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open an existing set; :class:`CalibrationError` if there is none or it is damaged."""
+        self.folder = Path(folder)
+        index = self.folder / INDEX
+        try:
+            self.info = CalibrationInfo.model_validate_json(index.read_text("utf-8"))
+        except OSError as error:
+            raise CalibrationError(f"{index} cannot be read ({error.strerror}).") from None
+        except ValidationError as error:
+            raise CalibrationError(f"{index}: {validation_sentence(error)}") from None
+        if self.info.schema_version != SCHEMA_VERSION:
+            raise CalibrationError(
+                f"{index} has schema version {self.info.schema_version}, this viditq reads "
+                f"{SCHEMA_VERSION}; record again."
+            )
+
+    @classmethod
+    def create(cls, folder: str | Path, info: CalibrationInfo) -> "CalibrationSet":
+        """Open ``folder`` to record into; a set begun with the same settings goes on."""
+        folder = Path(folder)
+        if (folder / INDEX).exists():
+            existing = cls(folder)
+            if existing.info != info:
+                raise CalibrationError(
+                    f"{folder} holds a calibration set with other settings (prompts, steps, seed "
+                    f"or model); remove it or name another folder."
+                )
+            return existing
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / INDEX, info.model_dump_json(indent=1))
+        return cls(folder)
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the prompts that are not yet recorded."""
+        return [i for i in range(len(self.info.prompts)) if not self._prompt_folder(i).is_dir()]
+
+    def __len__(self) -> int:
+        """Number of calls when complete."""
+        return len(self.info.prompts) * len(self.info.steps)
+
+    def __iter__(self) -> Iterator[RecordedCall]:
+        """Every call, prompt by prompt; one is in memory at a time."""
+        if self.missing:
+            raise CalibrationError(
+                f"{self.folder} is incomplete: {len(self.missing)} of {len(self.info.prompts)} "
+                f"prompts are not recorded; record again to go on."
+            )
+        for prompt in range(len(self.info.prompts)):
+            for step in self.info.steps:
+                path = self._prompt_folder(prompt) / _file_name(step)
+                yield RecordedCall(prompt, step, _read_call(path))
+
+    def write_prompt(self, prompt: int, calls: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Store the kept calls of one trajectory; they appear together.
+
+        Args:
+            prompt: index of the prompt.
+            calls: (step, keyword arguments) of each kept step.
+        """
+        target = self._prompt_folder(prompt)
+        part = target.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        for step, arguments in calls:
+            _write_call(part / _file_name(step), arguments)
+        part.rename(target)
+
+    def _prompt_folder(self, prompt: int) -> Path:
+        return self.folder / f"prompt-{prompt:05d}"
+
+
+def _file_name(step: int) -> str:
+    return f"step-{step:04d}.safetensors"
+
+
+def _write_call(path: Path, arguments: Mapping[str, Any]) -> None:
+    """Tensors go into the body of the file, nested ones under dotted names, the rest on top."""
+    tensors: dict[str, Tensor] = {}
+
+    def strip(name: str, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(value, Mapping):
+            return {"mapping": {k: strip(f"{name}.{k}", v) for k, v in value.items()}}
+        return {"value": value}
+
+    header = json.dumps({k: strip(k, v) for k, v in arguments.items()})
+    save_file(tensors, path, metadata={"arguments": header})
+
+
+def _read_call(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["arguments"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CalibrationError(f"{path} cannot be read as a recorded call ({error}).") from None
+
+    def fill(entry: dict[str, Any]) -> Any:
+        if "tensor" in entry:
+            return tensors[entry["tensor"]]
+        if "mapping" in entry:
+            return {k: fill(v) for k, v in entry["mapping"].items()}
+        return entry["value"]
+
+    return {k: fill(v) for k, v in header.items()}
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """Recorded arguments on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {k: move(v, device) for k, v in value.items()}
+    return value

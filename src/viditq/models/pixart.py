@@ -1,0 +1,14 @@
+"""PixArt-α and PixArt-Σ: one list of blocks, each with self-, cross-attention and feed-forward."""
+
+from viditq.models.adapter import Adapter
+from viditq.models.basic_block import CROSS_ATTENTION, FEED_FORWARD, SHARED_INPUTS, self_attention
+
+__all__ = ["PIXART"]
+
+PIXART = Adapter(
+    name="pixart",
+    transformer="PixArtTransformer2DModel",
+    kind="image",
+    roles={"transformer_blocks": self_attention("self_attn") | CROSS_ATTENTION | FEED_FORWARD},
+    shared_inputs=SHARED_INPUTS,
+)

@@ -1,0 +1,61 @@
+"""``int4_linear``: 8-bit activations times packed 4-bit weights."""
+
+import torch
+from torch import Tensor
+
+from viditq.ops.int4_linear import reference
+
+__all__ = ["int4_linear"]
+
+
+@torch.library.custom_op("viditq::int4_linear", mutates_args=())
+def _int4_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    return reference.int4_linear(x, x_scale, weight, scale, bias, dtype)
+
+
+@_int4_linear.register_fake
+def _(
+    x: Tensor,
+    x_scale: Tensor,  # noqa: ARG001
+    weight: Tensor,
+    scale: Tensor,  # noqa: ARG001
+    bias: Tensor | None,  # noqa: ARG001
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+def int4_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Linear layer on integer codes with two weights per byte.
+
+    Args:
+        x: (M, K) int8 codes of the activations.
+        x_scale: (M,) fp32 per token, or () fp32 for one static scale.
+        weight: (N, ⌈K/2⌉) uint8, as made by :func:`viditq.ops.pack_int4`.
+        scale: (N,) fp32 per output channel.
+        bias: (N,) any float, or ``None``.
+        dtype: of the result.
+
+    Returns:
+        (M, N) ``dtype``.
+    """
+    if x.ndim != 2 or weight.ndim != 2 or weight.shape[1] != -(-x.shape[1] // 2):
+        raise ValueError(
+            f"x (M, K) and packed weight (N, ⌈K/2⌉) do not fit: {tuple(x.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    return _int4_linear(x, x_scale, weight, scale, bias, dtype)

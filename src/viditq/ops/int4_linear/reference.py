@@ -1,0 +1,21 @@
+"""W4A8 matrix product: unpack to int8 codes, then :mod:`viditq.ops.int8_linear`."""
+
+import torch
+from torch import Tensor
+
+from viditq.ops.int8_linear.reference import int8_linear
+from viditq.ops.pack.reference import unpack_int4
+
+__all__ = ["int4_linear"]
+
+
+def int4_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(M, K) int8, (M,) or () fp32, (N, ⌈K/2⌉) uint8, (N,) fp32, (N,) or None -> (M, N)."""
+    return int8_linear(x, x_scale, unpack_int4(weight, x.shape[1]), scale, bias, dtype)

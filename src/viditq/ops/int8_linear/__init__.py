@@ -1,0 +1,60 @@
+"""``int8_linear``: 8-bit activations times 8-bit weights."""
+
+import torch
+from torch import Tensor
+
+from viditq.ops.int8_linear import reference
+
+__all__ = ["int8_linear"]
+
+
+@torch.library.custom_op("viditq::int8_linear", mutates_args=())
+def _int8_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    return reference.int8_linear(x, x_scale, weight, scale, bias, dtype)
+
+
+@_int8_linear.register_fake
+def _(
+    x: Tensor,
+    x_scale: Tensor,  # noqa: ARG001
+    weight: Tensor,
+    scale: Tensor,  # noqa: ARG001
+    bias: Tensor | None,  # noqa: ARG001
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+def int8_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Linear layer on integer codes.
+
+    Args:
+        x: (M, K) int8 codes of the activations.
+        x_scale: (M,) fp32 per token, or () fp32 for one static scale.
+        weight: (N, K) int8 codes of the weight.
+        scale: (N,) fp32 per output channel.
+        bias: (N,) any float, or ``None``.
+        dtype: of the result.
+
+    Returns:
+        (M, N) ``dtype``.
+    """
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"x (M, K) and weight (N, K) do not fit: {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    return _int8_linear(x, x_scale, weight, scale, bias, dtype)

@@ -1,0 +1,42 @@
+"""W8A8 matrix product: the definition.
+
+``y = (x_code · w_codeᵀ) · x_scale · scale + bias``: both scales sit outside the sum over K because
+everything summed together shares them (ViDiT-Q, section 3). The integer sum is exact: codes are
+carried in fp32, where a sum over 1,024 features stays below 2²⁴, and longer sums are added in
+int32.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["int8_linear", "integer_matmul"]
+
+EXACT_FEATURES = 1024
+"""128 · 127 · 1024 < 2²⁴: the longest sum of int8 products that fp32 carries exactly."""
+
+
+def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """(M, K) int8, (N, K) int8 -> (M, N) fp32 of the exact integer sum."""
+    parts = zip(x.split(EXACT_FEATURES, 1), weight.split(EXACT_FEATURES, 1), strict=True)
+    products = [a.to(torch.float32) @ b.to(torch.float32).T for a, b in parts]
+    if len(products) == 1:
+        return products[0]
+    total = products[0].to(torch.int32)
+    for product in products[1:]:
+        total += product.to(torch.int32)
+    return total.to(torch.float32)
+
+
+def int8_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(M, K) int8, (M,) or () fp32, (N, K) int8, (N,) fp32, (N,) or None -> (M, N) ``dtype``."""
+    y = integer_matmul(x, weight) * x_scale.reshape(-1, 1) * scale
+    if bias is not None:
+        y = y + bias.to(torch.float32)
+    return y.to(dtype)

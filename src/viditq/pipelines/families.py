@@ -1,0 +1,84 @@
+"""How each diffusers pipeline is called: facts, looked up by the pipeline's class name.
+
+Everything else a pipeline needs (steps, guidance, seeds) is the same for all.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from viditq.errors import PipelineError
+from viditq.models import ADAPTERS, Adapter, adapter_named
+
+__all__ = ["FAMILIES", "Family", "family", "family_named"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One class of pipelines.
+
+    Attributes:
+        pipeline: class name in diffusers.
+        adapter: of its transformer.
+        max_batch: most prompts in one call for which a sample does not depend on its neighbours.
+        arguments: call arguments beside prompt, steps, guidance and generator.
+    """
+
+    pipeline: str
+    adapter: Adapter
+    arguments: Callable[[Any], Mapping[str, Any]]
+    max_batch: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """``image`` or ``video``."""
+        return self.adapter.kind
+
+
+def _size(pipe: Any) -> dict[str, int]:
+    """The height and width that the transformer was trained for."""
+    size = pipe.transformer.config.sample_size * pipe.vae_scale_factor
+    return {"height": size, "width": size}
+
+
+def _pixart(pipe: Any) -> dict[str, Any]:
+    # Binning maps the size to a table made for 256 … 2048 pixels; ours is already the trained one.
+    return {**_size(pipe), "use_resolution_binning": False, "clean_caption": False}
+
+
+def _latte(pipe: Any) -> dict[str, Any]:
+    frames = pipe.transformer.config.video_length
+    return {**_size(pipe), "video_length": frames, "clean_caption": False}
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        f.pipeline: f
+        for f in (
+            Family("PixArtAlphaPipeline", adapter_named("PixArtTransformer2DModel"), _pixart),
+            Family("PixArtSigmaPipeline", adapter_named("PixArtTransformer2DModel"), _pixart),
+            # Latte cuts the padding off a caption only when it is alone in the batch.
+            Family("LattePipeline", adapter_named("LatteTransformer3DModel"), _latte, max_batch=1),
+        )
+    }
+)
+
+
+def family_named(pipeline: str, transformer: str | None = None) -> Family:
+    """The family of a pipeline class; :class:`PipelineError` names what is supported."""
+    if transformer is None and pipeline not in FAMILIES:
+        raise PipelineError(
+            f"{pipeline} has no transformer (a U-Net, perhaps); viditq quantizes diffusion "
+            f"transformers: {', '.join(FAMILIES)}."
+        )
+    if transformer is not None and transformer not in {a.transformer for a in ADAPTERS}:
+        adapter_named(transformer)
+    if pipeline not in FAMILIES:
+        raise PipelineError(f"{pipeline} is not supported; supported are {', '.join(FAMILIES)}.")
+    return FAMILIES[pipeline]
+
+
+def family(pipe: Any) -> Family:
+    """The family of a loaded pipeline."""
+    return family_named(type(pipe).__name__, type(getattr(pipe, "transformer", None)).__name__)

@@ -1,0 +1,193 @@
+"""The whole way from a float pipeline to a quantized one on disk.
+
+record → observe → plan → quantize → save. Each stage leaves files beside the output from which an
+interrupted run goes on; the output directory itself appears whole or not at all, and is a complete
+diffusers pipeline: everything but the transformer is copied as it is.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import viditq
+from viditq import checkpoint
+from viditq.calibration import CalibrationSet, model_fingerprint, move, observe
+from viditq.checkpoint import Provenance
+from viditq.convert import quantize_
+from viditq.diagnostics import LayerDiagnostics, sqnr_db
+from viditq.errors import CalibrationError, PipelineError
+from viditq.files import atomic_directory, check_replaceable
+from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from viditq.pipelines.record import DEFAULT_KEPT_STEPS, record
+from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve
+from viditq.plan import Plan, load_recipe
+from viditq.planning import make_plan
+from viditq.progress import Track, quiet
+from viditq.prompts import read_prompts
+from viditq.zoo import catalog
+
+__all__ = ["calibration_prompts", "quantize"]
+
+DEFAULT_PROMPTS = 16
+MEASURED_CALLS = 8
+"""Recorded calls on which the finished transformer is compared with the float one."""
+
+
+def quantize(
+    source: str | Path,
+    out: str | Path,
+    *,
+    preset: str | Path = "w8a8",
+    prompts: Sequence[str] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    steps: int = DEFAULT_STEPS,
+    kept: int = DEFAULT_KEPT_STEPS,
+    guidance: float = DEFAULT_GUIDANCE,
+    calibration: str | Path | None = None,
+    overwrite: bool = False,
+    track: Track = quiet,
+) -> Path:
+    """Quantize a pipeline and write it as a directory of its own.
+
+    Args:
+        source: bundled name, directory in diffusers layout, or hub id.
+        out: directory to write; must be new or empty, or an earlier output with ``overwrite``.
+        preset: name of a recipe that comes with viditq, or a TOML file.
+        prompts: for calibration; by default some that come with viditq.
+        device: ``cpu`` or ``cuda``.
+        seed: of the calibration noise.
+        steps: denoising steps of a calibration trajectory.
+        kept: how many of them are used.
+        guidance: classifier-free guidance scale during calibration.
+        calibration: folder to keep (and find again) recorded inputs and statistics in; by default
+            one beside ``out`` that is removed when all is done.
+        overwrite: replace an earlier output.
+        track: shows progress.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ViditqError: one of its kinds, with a sentence that says what to do; nothing is written.
+    """
+    out = Path(out)
+    check_replaceable(out, marker=INDEX, overwrite=overwrite)
+    recipe = load_recipe(preset)
+    folder = resolve(source)
+    index = read_index(folder)
+    if checkpoint.is_quantized(folder / TRANSFORMER):
+        raise PipelineError(f"{source} is quantized already; quantize the float pipeline.")
+    pipe = load(folder, device)
+    model = pipe.transformer
+    work = Path(calibration) if calibration else out.with_name(f"{out.name}.calibration")
+    stats_folder = work / "stats"
+
+    def run_record() -> CalibrationSet:
+        return record(
+            pipe,
+            prompts or calibration_prompts(source),
+            work / "recorded",
+            source=str(source),
+            seed=seed,
+            steps=steps,
+            kept=kept,
+            guidance=guidance,
+            track=track,
+        )
+
+    try:
+        recorded = run_record()
+    except CalibrationError:
+        if calibration or not (work / "recorded").exists():
+            raise
+        # What an earlier run with other settings left beside the output is ours to replace.
+        shutil.rmtree(work)
+        recorded = run_record()
+    fingerprint = model_fingerprint(model)
+    stats = observe(model, recorded, stats_folder, track=track)
+    plan = make_plan(model, recipe, stats, track=track)
+    reference = _outputs(model, recorded)
+    diagnostics = quantize_(model, plan, stats, track=track)
+    measured = _measure(reference, _outputs(model, recorded), diagnostics)
+    info = recorded.info
+    provenance = Provenance(
+        base_model=str(source),
+        base_fingerprint=fingerprint,
+        prompts_sha256=info.prompts_sha256,
+        num_prompts=len(info.prompts),
+        num_steps=info.num_steps,
+        steps=info.steps,
+        guidance=info.guidance,
+        seed=info.seed,
+        versions=_versions(),
+        measured=measured,
+    )
+    _write(folder, index, out, model, plan, diagnostics, provenance, overwrite)
+    if not calibration:
+        shutil.rmtree(work)
+    return out
+
+
+def calibration_prompts(source: str | Path, num: int = DEFAULT_PROMPTS) -> list[str]:
+    """Prompts to calibrate ``source`` with: its own if it is bundled, else a general list."""
+    if str(source) in catalog.BUNDLED:
+        return catalog.calibration_prompts(str(source), num)
+    return read_prompts(Path(__file__).with_name("prompts.txt"))[:num]
+
+
+def _outputs(model: nn.Module, recorded: CalibrationSet) -> list[Tensor]:
+    """The transformer's output on some recorded calls, spread over the set."""
+    device = next(model.parameters()).device
+    every = max(1, len(recorded) // MEASURED_CALLS)
+    outputs = []
+    with torch.inference_mode():
+        for number, call in enumerate(recorded):
+            if number % every == 0:
+                arguments = {**move(call.arguments, device), "return_dict": False}
+                outputs.append(model(**arguments)[0].float().cpu())
+    return outputs
+
+
+def _measure(
+    reference: list[Tensor], outputs: list[Tensor], layers: Mapping[str, LayerDiagnostics]
+) -> dict[str, float]:
+    denoiser = sqnr_db(
+        torch.cat([o.flatten() for o in outputs]), torch.cat([r.flatten() for r in reference])
+    )
+    by_layer = [d.sqnr_db for d in layers.values() if d.sqnr_db is not None]
+    measured = {"denoiser_sqnr_db": denoiser}
+    if by_layer:
+        measured["layer_sqnr_db"] = sum(by_layer) / len(by_layer)
+    return {name: round(value, 3) for name, value in measured.items() if value is not None}
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "diffusers", "transformers")
+    return {"viditq": viditq.__version__, **{name: metadata.version(name) for name in names}}
+
+
+def _write(
+    folder: Path,
+    index: Mapping[str, Any],
+    out: Path,
+    model: nn.Module,
+    plan: Plan,
+    diagnostics: Mapping[str, LayerDiagnostics],
+    provenance: Provenance,
+    overwrite: bool,
+) -> None:
+    """The float pipeline's directory with a quantized transformer, whole or not at all."""
+    with atomic_directory(out, marker=INDEX, overwrite=overwrite) as part:
+        shutil.copy2(folder / INDEX, part / INDEX)
+        for name in index:
+            if (folder / name).is_dir() and name != TRANSFORMER:
+                shutil.copytree(folder / name, part / name)
+        checkpoint.save(
+            model, part / TRANSFORMER, plan, diagnostics=diagnostics, provenance=provenance
+        )

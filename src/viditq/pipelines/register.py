@@ -1,0 +1,107 @@
+"""Making diffusers load viditq checkpoints by itself.
+
+After :func:`register`, ``DiffusionPipeline.from_pretrained(dir)`` and the transformer's own
+``from_pretrained`` read a quantized checkpoint like any other, with diffusers' loader (offloading,
+device maps). :func:`viditq.pipelines.load` does not need it and checks more strictly. Quantizing
+while loading is declined: it would have no calibration.
+"""
+
+from enum import Enum
+from typing import Any
+
+import torch
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import Tensor, nn
+
+from viditq.checkpoint import QUANT_METHOD, parse_config
+from viditq.nn import FP32_TENSORS, QuantLinear, replace_
+from viditq.plan import Plan
+
+__all__ = ["register"]
+
+
+class _Method(str, Enum):  # noqa: UP042 - diffusers compares its members with plain strings
+    VIDITQ = QUANT_METHOD
+
+
+class ViditqConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a viditq checkpoint, as diffusers passes it around."""
+
+    def __init__(self, **entry: Any) -> None:
+        entry["quant_method"] = QUANT_METHOD
+        self.config = parse_config(entry, "quantization_config")
+        self.quant_method = _Method.VIDITQ  # pyright: ignore[reportAttributeAccessIssue]
+
+    def to_json_string(self, use_diff: bool = True) -> str:  # noqa: ARG002
+        return self.config.model_dump_json(exclude_none=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json", exclude_none=True)
+
+
+class ViditqQuantizer(DiffusersQuantizer):
+    """Puts quantized layers in place before the weights are read."""
+
+    requires_calibration = True
+    use_keep_in_fp32_modules = True
+
+    def check_if_quantized_param(
+        self,
+        model: nn.Module,
+        param_value: Tensor,  # noqa: ARG002
+        param_name: str,
+        state_dict: dict[str, Any],  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> bool:
+        return isinstance(model.get_submodule(param_name.rpartition(".")[0]), QuantLinear)
+
+    def create_quantized_param(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        model: nn.Module,
+        param_value: Tensor,
+        param_name: str,
+        target_device: torch.device,
+        *args: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        layer, _, name = param_name.rpartition(".")
+        parameter = nn.Parameter(param_value.to(target_device), requires_grad=False)
+        model.get_submodule(layer).register_parameter(name, parameter)
+
+    def _process_model_before_weight_loading(
+        self,
+        model: nn.Module,
+        device_map: Any = None,  # noqa: ARG002
+        keep_in_fp32_modules: list[str] | None = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        assert isinstance(self.quantization_config, ViditqConfig)
+        plan = Plan.from_json(self.quantization_config.config.plan, where="quantization_config")
+        replace_(model, plan)
+        model.register_to_config(quantization_config=self.quantization_config)  # pyright: ignore
+        # diffusers casts every float tensor to the loading dtype but those whose name has a part in
+        # this list, and reads the list again while loading.
+        self._kept = keep_in_fp32_modules if keep_in_fp32_modules is not None else []
+        self._kept.extend(FP32_TENSORS)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:  # noqa: ARG002
+        # The list may be the model class's own attribute: leave it as it was.
+        for name in FP32_TENSORS:
+            self._kept.remove(name)
+        return model
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def register() -> None:
+    """Teach diffusers to load checkpoints of viditq; calling it again is harmless."""
+    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = ViditqQuantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = ViditqConfig

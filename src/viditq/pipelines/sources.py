@@ -1,0 +1,150 @@
+"""Finding and loading pipelines: bundled names, local directories, hub ids; float or quantized.
+
+What a directory holds is judged by its small files first, so that a wrong one is refused in a
+moment and with one sentence, before gigabytes are read.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from viditq import checkpoint
+from viditq.errors import InputError, PipelineError
+from viditq.pipelines.families import family_named
+from viditq.zoo import catalog
+
+__all__ = ["load", "read_index", "resolve", "resolve_device"]
+
+INDEX = "model_index.json"
+TRANSFORMER = "transformer"
+
+
+def resolve(source: str | Path) -> Path:
+    """The directory of a pipeline.
+
+    Args:
+        source: the name of a bundled pipeline, a directory in diffusers layout, or a hub id
+            (``owner/name``), which is downloaded on first use.
+
+    Raises:
+        PipelineError: there is no such pipeline.
+    """
+    if str(source) in catalog.BUNDLED:
+        return catalog.bundled_path(str(source))
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise PipelineError(f"{path} is a file; a pipeline is a directory in diffusers layout.")
+    if isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/")):
+        return _download(source)
+    raise PipelineError(
+        f"No pipeline {str(source)!r}: give a bundled name ({', '.join(catalog.BUNDLED)}), a "
+        f"directory in diffusers layout, or a hub id like owner/name."
+    )
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, ignore_patterns=["*.bin", "*.ckpt", "*.msgpack"]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PipelineError(
+            f"No directory {hub_id!r} here, and the hub has no pipeline of that name that can be "
+            f"reached ({reason})."
+        ) from None
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """``model_index.json``, checked: the pipeline is of a supported family.
+
+    Raises:
+        PipelineError: missing, malformed, or a family without adapter.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text("utf-8"))
+        pipeline = index["_class_name"]
+        transformer = index.get(TRANSFORMER, [None, None])[1]
+    except FileNotFoundError:
+        raise PipelineError(
+            f"{folder} has no {INDEX}; a pipeline is a directory as save_pretrained writes it."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise PipelineError(f"{path} cannot be read as a pipeline's index ({error}).") from None
+    family_named(pipeline, transformer)
+    return index
+
+
+def resolve_device(device: str) -> torch.device:
+    """A usable device; :class:`InputError` if this machine does not have it."""
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"No device {device!r}; give cpu or cuda.") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("No CUDA device here; run with --device cpu.")
+    return resolved
+
+
+def load(source: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """Load a float or quantized pipeline, ready to run.
+
+    Args:
+        source: see :func:`resolve`.
+        device: ``cpu`` or ``cuda``.
+        dtype: of everything that is not quantized; scales stay fp32.
+
+    Returns:
+        A diffusers pipeline.
+
+    Raises:
+        PipelineError: there is no such pipeline, it is of an unsupported family, or broken.
+        CheckpointError: its quantized transformer is damaged.
+    """
+    target = resolve_device(device)
+    folder = resolve(source)
+    index = read_index(folder)
+    import diffusers
+
+    components: dict[str, Any] = {}
+    if checkpoint.is_quantized(folder / TRANSFORMER):
+        components[TRANSFORMER] = checkpoint.load(folder / TRANSFORMER, dtype=dtype)
+    pipeline = getattr(diffusers, index["_class_name"])
+    with _quiet_libraries():
+        try:
+            pipe = pipeline.from_pretrained(folder, dtype=dtype, **components)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise PipelineError(
+                f"{folder} cannot be loaded as {index['_class_name']}: {reason}"
+            ) from error
+        pipe.to(target)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Without the bars and notices that loading prints for every component."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    loggers = (diffusers_logging, transformers_logging)
+    levels = [module.get_verbosity() for module in loggers]
+    for module in loggers:
+        module.set_verbosity(logging.ERROR)
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module, level in zip(loggers, levels, strict=True):
+            module.set_verbosity(level)
+            module.enable_progress_bar()

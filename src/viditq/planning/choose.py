@@ -1,0 +1,87 @@
+"""From a recipe's candidates to a plan: each layer input gets the balance that hurts least.
+
+ViDiT-Q uses one α and one rotation for a whole model; how much they help differs from layer to
+layer, and on a layer without outliers a rotation can cost. So every candidate is carried out on the
+layers that read an input, and the one with the smallest output error on the calibration tokens,
+summed over these layers, is taken. The error is that of the real layer, activations quantized too.
+What one layer's error does to the picture is not asked here.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from viditq.convert import balance_for, check_finite, group_layers, quantize_linear
+from viditq.errors import PlanError
+from viditq.models import LayerInfo, adapter_for
+from viditq.plan import LayerPlan, Plan, Recipe
+from viditq.progress import Track, quiet
+from viditq.stats import LayerStats
+
+__all__ = ["make_plan"]
+
+
+def make_plan(
+    model: nn.Module, recipe: Recipe, stats: Mapping[str, LayerStats], *, track: Track = quiet
+) -> Plan:
+    """Resolve ``recipe`` for ``model``.
+
+    Args:
+        model: the float transformer.
+        recipe: rules; where a field lists candidates, the measured output error decides.
+        stats: calibration statistics by layer name.
+        track: shows progress.
+    """
+    adapter = adapter_for(model)
+    infos = adapter.layers(model)
+    check_finite(model, infos.values())
+    candidates = recipe.resolve({name: info.role for name, info in infos.items()})
+    if not candidates:
+        raise PlanError(f"The recipe {recipe.name!r} leaves every layer of the model float.")
+    groups = group_layers(info for name, info in infos.items() if name in candidates)
+    chosen: dict[str, LayerPlan] = {}
+    for name, group in track(groups.items(), "plan", len(groups)):
+        options = _joint_options([candidates[info.name] for info in group])
+        best = options[0]
+        if len(options) > 1:
+            linears = [_linear(model, info) for info in group]
+            layer_stats = stats[name].to(linears[0].weight.device)
+            best = min(options, key=lambda plans: _output_error(linears, plans, layer_stats))
+        chosen |= {info.name: plan for info, plan in zip(group, best, strict=True)}
+    return Plan(model=adapter.name, recipe=recipe.name, layers=chosen)
+
+
+def _joint_options(candidates: list[list[LayerPlan]]) -> list[list[LayerPlan]]:
+    """One plan for each reader of an input, for every balance that all of them allow."""
+    by_balance = [{(p.smooth, p.hadamard): p for p in own} for own in candidates]
+    options = [
+        [own[balance] for own in by_balance]
+        for balance in by_balance[0]
+        if all(balance in own for own in by_balance)
+    ]
+    if not options:
+        raise PlanError("The recipe gives layers that read the same input different balancing.")
+    return options
+
+
+@torch.no_grad()
+def _output_error(linears: list[nn.Linear], plans: list[LayerPlan], stats: LayerStats) -> float:
+    """Squared output error on the sampled tokens, relative to each layer's output, summed."""
+    balance = balance_for(plans, [linear.weight.detach().float() for linear in linears], stats)
+    total = 0.0
+    for linear, plan in zip(linears, plans, strict=True):
+        reference = nn.functional.linear(stats.rows, linear.weight.float(), _float(linear.bias))
+        error = quantize_linear(linear, plan, balance, stats)(stats.rows) - reference
+        total += (error.square().sum() / reference.square().sum().clamp_min(1e-30)).item()
+    return total
+
+
+def _linear(model: nn.Module, info: LayerInfo) -> nn.Linear:
+    linear = model.get_submodule(info.name)
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+def _float(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()

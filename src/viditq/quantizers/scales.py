@@ -1,0 +1,63 @@
+"""Weight scales: one per output channel.
+
+Min–max takes the largest magnitude (ViDiT-Q, arXiv 2406.02540, Eq. 2, symmetric: no clipping
+error). The search shrinks it step by step and keeps, for each output channel, the scale whose
+rounding moves the layer's *output* least, ``(w - ŵ) M (w - ŵ)ᵀ`` with ``M`` the second moment of
+the input.
+"""
+
+import torch
+from torch import Tensor
+
+from viditq.formats import Format
+from viditq.quantizers.rounding import round_nearest
+
+__all__ = ["minmax_scale", "output_error", "search_scale"]
+
+SHRINK = tuple(1.0 - 0.02 * i for i in range(26))
+"""Fractions of the min–max scale that are tried: 1 … 0.5."""
+
+
+def minmax_scale(weight: Tensor, fmt: Format) -> Tensor:
+    """(N, K) float -> (N,) fp32 scale; a row of zeros gets 1."""
+    scale = weight.abs().amax(1).to(torch.float32) / fmt.qmax
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def output_error(weight: Tensor, codes: Tensor, scale: Tensor, moment: Tensor) -> Tensor:
+    """Mean squared error of each output channel over the inputs that ``moment`` describes.
+
+    Args:
+        weight: (N, K) float.
+        codes: (N, K) int8.
+        scale: (N,) fp32.
+        moment: (K, K) second moment of the input.
+
+    Returns:
+        (N,) in the dtype of ``weight``.
+    """
+    residual = weight - codes.to(weight.dtype) * scale.to(weight.dtype)[:, None]
+    return ((residual @ moment.to(weight.dtype)) * residual).sum(1)
+
+
+def search_scale(weight: Tensor, fmt: Format, moment: Tensor) -> Tensor:
+    """The best scale of a grid below min–max, for nearest rounding.
+
+    Args:
+        weight: (N, K) float.
+        fmt: format of the codes.
+        moment: (K, K) second moment of the input.
+
+    Returns:
+        (N,) fp32.
+    """
+    largest = minmax_scale(weight, fmt)
+    best_scale = largest
+    best_error = torch.full_like(largest, torch.inf, dtype=weight.dtype)
+    for fraction in SHRINK:
+        scale = largest * fraction
+        error = output_error(weight, round_nearest(weight, scale, fmt), scale, moment)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+    return best_scale

@@ -1,0 +1,115 @@
+"""Tiny random pipelines in diffusers layout, of any width, depth and caption size.
+
+They stand for checkpoints made elsewhere: stock classes, stock saving, nothing of viditq.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    LattePipeline,
+    LatteTransformer3DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+WORDS = [
+    "a",
+    "red",
+    "blue",
+    "green",
+    "star",
+    "circle",
+    "square",
+    "moving",
+    "left",
+    "right",
+    "over",
+    "small",
+    "large",
+]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
+    core.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def text_encoder(width: int) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=32, d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2
+    )
+    return T5EncoderModel(config)
+
+
+def autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+
+
+def pixart(*, heads: int = 2, head_dim: int = 16, layers: int = 2, caption: int = 16):
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        in_channels=4,
+        out_channels=8,
+        num_layers=layers,
+        cross_attention_dim=heads * head_dim,
+        sample_size=8,
+        caption_channels=caption,
+        use_additional_conditions=False,
+    )
+    return PixArtSigmaPipeline(
+        tokenizer(),
+        text_encoder(caption),
+        autoencoder(),
+        transformer,
+        DPMSolverMultistepScheduler(),
+    )
+
+
+def latte(*, heads: int = 2, head_dim: int = 16, layers: int = 1, caption: int = 16):
+    torch.manual_seed(0)
+    transformer = LatteTransformer3DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        in_channels=4,
+        out_channels=8,
+        num_layers=layers,
+        cross_attention_dim=heads * head_dim,
+        attention_bias=True,
+        sample_size=8,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        caption_channels=caption,
+        video_length=2,
+    )
+    return LattePipeline(
+        tokenizer(), text_encoder(caption), autoencoder(), transformer, DDIMScheduler()
+    )
+
+
+def saved(pipe, folder: Path) -> Path:
+    pipe.save_pretrained(folder)
+    return folder
