@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from viditq.calibration import CalibrationSet, observe
+    from viditq.checkpoint import inspect
+    from viditq.convert import quantize_
     from viditq.errors import (
         CalibrationError,
         CheckpointError,
@@ -18,27 +21,72 @@ if TYPE_CHECKING:
         PlanError,
         ViditqError,
     )
+    from viditq.evaluation import compare
+    from viditq.formats import Format
+    from viditq.nn import QuantLinear
+    from viditq.pipelines import generate, load, quantize, record, register
+    from viditq.plan import LayerPlan, Plan, Recipe, list_presets, load_recipe
+    from viditq.planning import make_plan
+    from viditq.stats import CalibrationStats
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CalibrationError",
+    "CalibrationSet",
+    "CalibrationStats",
     "CheckpointError",
+    "Format",
     "InputError",
+    "LayerPlan",
     "PipelineError",
+    "Plan",
     "PlanError",
+    "QuantLinear",
+    "Recipe",
     "ViditqError",
     "__version__",
+    "compare",
+    "generate",
+    "inspect",
+    "list_presets",
+    "load",
+    "load_recipe",
+    "make_plan",
+    "observe",
+    "quantize",
+    "quantize_",
+    "record",
+    "register",
 ]
 
 # The module that each public name lives in.
 _HOMES = {
     "CalibrationError": "errors",
+    "CalibrationSet": "calibration",
+    "CalibrationStats": "stats",
     "CheckpointError": "errors",
+    "Format": "formats",
     "InputError": "errors",
+    "LayerPlan": "plan",
     "PipelineError": "errors",
+    "Plan": "plan",
     "PlanError": "errors",
+    "QuantLinear": "nn",
+    "Recipe": "plan",
     "ViditqError": "errors",
+    "compare": "evaluation",
+    "generate": "pipelines",
+    "inspect": "checkpoint",
+    "list_presets": "plan",
+    "load": "pipelines",
+    "load_recipe": "plan",
+    "make_plan": "planning",
+    "observe": "calibration",
+    "quantize": "pipelines",
+    "quantize_": "convert",
+    "record": "pipelines",
+    "register": "pipelines",
 }
 
 
