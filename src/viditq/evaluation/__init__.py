@@ -1,0 +1,6 @@
+"""Proof: what quantization changed in the samples, and how the activations vary."""
+
+from viditq.evaluation.compare import compare
+from viditq.evaluation.results import Comparison, FloatResult, Provenance, Result, SampleRow
+
+__all__ = ["Comparison", "FloatResult", "Provenance", "Result", "SampleRow", "compare"]

@@ -1,0 +1,161 @@
+"""The outcome of a comparison: plain values that check themselves, and their JSON form.
+
+``Comparison.save`` writes ``comparison.json``; ``Comparison.load`` reads the folder back, so a
+report can be written again without making samples again. Every mean has a sibling ``…_ci`` with
+its 95 % interval ``[low, high]``. What does not apply (motion of an image, the judge on a pipeline
+that it was not trained for) is ``null``, never 0.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from viditq.errors import InputError
+from viditq.evaluation.intervals import Interval
+from viditq.files import write_atomic
+
+__all__ = ["COMPARISON_FILE", "Comparison", "FloatResult", "Provenance", "Result", "SampleRow"]
+
+COMPARISON_FILE = "comparison.json"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SampleRow(_Value):
+    """One sample of one pipeline, against the float sample of the same seed and prompt.
+
+    Attributes:
+        psnr_db, ssim, feature_distance, flow_difference: against the float sample.
+        temporal_consistency: of this sample alone.
+        reading: What the judge reads, attribute → value.
+        correct: Attributes that the caption names → whether the judge reads just that.
+        same_as_float: Whether the judge reads all attributes as in the float sample.
+    """
+
+    index: int
+    seed: int
+    prompt: str
+    psnr_db: float | None = None
+    ssim: float | None = None
+    feature_distance: float | None = None
+    temporal_consistency: float | None = None
+    flow_difference: float | None = None
+    reading: dict[str, str] | None = None
+    correct: dict[str, bool] | None = None
+    same_as_float: bool | None = None
+
+
+class FloatResult(_Value):
+    """The float pipeline itself: what there is to measure without a reference.
+
+    ``judge`` has, for each attribute, the share that the judge reads as the caption says, and its
+    ``…_ci``.
+    """
+
+    name: str
+    source: str
+    judge: dict[str, float | Interval] | None = None
+    temporal_consistency: float | None = None
+    temporal_consistency_ci: Interval | None = None
+    samples: tuple[SampleRow, ...]
+
+
+class Result(FloatResult):
+    """One pipeline against the float pipeline at the same seeds.
+
+    ``judge`` also has ``same_as_float``: the share of samples that the judge reads, in all
+    attributes, as it reads the float sample. ``weight_bits`` is the true average over the
+    quantized layers, scales included; the sizes are those layers' weights in bytes.
+    """
+
+    psnr_db: float
+    psnr_db_ci: Interval
+    ssim: float
+    ssim_ci: Interval
+    feature_distance: float
+    feature_distance_ci: Interval
+    flow_difference: float | None = None
+    flow_difference_ci: Interval | None = None
+    weight_bits: float
+    size_bytes: int
+    float_size_bytes: int
+
+
+class Provenance(_Value):
+    """What made the numbers: enough to make them again."""
+
+    created: str
+    command: str | None
+    commit: str | None
+    versions: dict[str, str]
+    hardware: dict[str, str]
+    prompts_hash: str
+    num: int
+    seed: int
+    steps: int
+    guidance: float
+    device: str
+    batch_size: int
+
+
+class Comparison(_Value):
+    """A float pipeline, quantized ones, and how near they come.
+
+    Attributes:
+        pipeline: Name of the float pipeline.
+        kind: ``image`` or ``video``.
+        float_: The float pipeline itself (``float`` in JSON).
+        float_bf16: The float pipeline run in bf16, a yardstick; None when it was not asked for.
+        results: One per quantized directory, in the order given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_version: Literal[1] = 1
+    pipeline: str
+    kind: Literal["image", "video"]
+    float_: FloatResult = Field(alias="float")
+    float_bf16: Result | None = None
+    results: tuple[Result, ...]
+    provenance: Provenance
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> Path:
+        """Where the samples and the layers' diagnostics lie."""
+        assert self._folder is not None
+        return self._folder
+
+    def at(self, folder: str | Path) -> "Comparison":
+        """The same values, with samples and layers at ``folder``."""
+        copy = self.model_copy()
+        copy._folder = Path(folder)
+        return copy
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain containers, as in the file."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``comparison.json`` into ``folder``; returns the file."""
+        text = self.model_dump_json(by_alias=True, indent=1)
+        return write_atomic(Path(folder) / COMPARISON_FILE, text)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Comparison":
+        """Read a folder written by ``compare``.
+
+        Raises InputError when the file is missing or is not a comparison of this version.
+        """
+        path = Path(folder) / COMPARISON_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes()).at(folder)
+        except OSError as error:
+            raise InputError(f"There is no comparison at {path}: {error.strerror}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{path} is not a comparison: {where}: {first['msg']}.") from error
