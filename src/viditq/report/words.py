@@ -1,0 +1,111 @@
+"""What the report says in words: the verdict, and numbers as people read them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from viditq.evaluation import Comparison, Result, SampleRow
+
+__all__ = ["FILTERS", "best", "other_reading", "verdict"]
+
+
+def verdict(comparison: Comparison) -> list[dict[str, str]]:
+    """One or two findings, nearest first: ``what`` is found, the result's ``name``, and its facts."""
+    nearest = max(comparison.results, key=lambda result: result.psnr_db)
+    smallest = min(comparison.results, key=lambda result: (result.weight_bits, -result.psnr_db))
+    findings = [_finding("Nearest to float", nearest, comparison)]
+    if smallest.name != nearest.name:
+        findings.append(_finding("Smallest", smallest, comparison))
+    return findings
+
+
+def best(comparison: Comparison) -> dict[str, str]:
+    """Column → name of the quantized pipeline that is best in it, where one is alone in that."""
+    keys: dict[str, Callable[[Result], float | None]] = {
+        "size": lambda result: -result.size_bytes,
+        "psnr_db": lambda result: result.psnr_db,
+        "ssim": lambda result: result.ssim,
+        "feature_distance": lambda result: -result.feature_distance,
+        "same_as_float": lambda result: _share(result, "same_as_float"),
+        "flow_difference": lambda result: (
+            None if result.flow_difference is None else -result.flow_difference
+        ),
+    }
+    winners = {}
+    for column, key in keys.items():
+        scored = [
+            (score, one.name) for one in comparison.results if (score := key(one)) is not None
+        ]
+        top = max(scored, default=(0.0, ""))[0]
+        names = [name for score, name in scored if score == top]
+        if len(names) == 1 and len(scored) > 1:
+            winners[column] = names[0]
+    return winners
+
+
+def other_reading(row: SampleRow, float_row: SampleRow) -> str:
+    """What the judge reads in this sample but not in the float sample: ``shape: star``."""
+    if row.same_as_float is not False or row.reading is None or float_row.reading is None:
+        return ""
+    return ", ".join(
+        f"{key}: {value}"
+        for key, value in row.reading.items()
+        if float_row.reading.get(key) != value
+    )
+
+
+def _finding(what: str, result: Result, comparison: Comparison) -> dict[str, str]:
+    share = result.size_bytes / result.float_size_bytes
+    details = []
+    if comparison.float_bf16 is not None:
+        gap = result.psnr_db - comparison.float_bf16.psnr_db
+        side = "nearer to float than" if gap >= 0 else "farther from float than"
+        details.append(f"{abs(gap):.1f} dB {side} the float pipeline run in bf16")
+    same = _share(result, "same_as_float")
+    if same is not None:
+        details.append(f"{_percent(same)} of the samples read just as float’s")
+    return {
+        "what": what,
+        "name": result.name,
+        "facts": f"{result.psnr_db:.1f} dB, {share:.2f} × the size",
+        "detail": "; ".join(details),
+    }
+
+
+def _share(result: Result, key: str) -> float | None:
+    value = (result.judge or {}).get(key)
+    return value if isinstance(value, float) else None
+
+
+def _decibel(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _percent(value: float) -> str:
+    digits = 0 if value in (0.0, 1.0) else 1
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _interval(value: tuple[float, float], form: str) -> str:
+    formatted = (FILTERS[form](end).removesuffix("\N{NO-BREAK SPACE}%") for end in value)
+    return " – ".join(formatted)
+
+
+def _bytes(value: int) -> str:
+    amount, units = float(value), ["B", "KB", "MB", "GB"]
+    while amount >= 1000 and len(units) > 1:
+        amount, units = amount / 1000, units[1:]
+    return f"{amount:.3g} {units[0]}" if amount < 1000 else f"{amount:.0f} {units[0]}"
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "decibel": _decibel,
+    "percent": _percent,
+    "small": lambda value: f"{value:.4f}",
+    "similarity": lambda value: f"{value:.3f}",
+    "bits": lambda value: f"{value:.2f}".rstrip("0").rstrip("."),
+    "interval": _interval,
+    "bytes": _bytes,
+    "attributes": lambda judge: [
+        key for key in judge if not key.endswith("_ci") and key not in ("all", "same_as_float")
+    ],
+}
