@@ -7,11 +7,15 @@ are, and a viewer's smoothing cannot blur them. PNG is lossless at 8 bits.
 
 import io
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["mp4", "png", "strip", "to_bytes"]
+from viditq.errors import InputError
+from viditq.files import write_atomic
+
+__all__ = ["check_suffix", "mp4", "png", "strip", "to_bytes", "write_sample"]
 
 FRAMES_PER_SECOND = 8
 _SMALL_SIDE = 256  # videos below this are enlarged to about it
@@ -59,3 +63,15 @@ def mp4(video: Tensor, fps: int = FRAMES_PER_SECOND) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def check_suffix(path: Path, kind: str) -> None:
+    """Raise InputError unless ``path`` is named like a file for ``image`` or ``video``."""
+    wanted = {"image": ".png", "video": ".mp4"}[kind]
+    if path.suffix.lower() != wanted:
+        raise InputError(f"This pipeline makes {kind}s: name a {wanted} file, not {path.name}.")
+
+
+def write_sample(sample: Tensor, path: Path) -> None:
+    """Write an image (H, W, 3) as PNG or a video (T, H, W, 3) as MP4."""
+    write_atomic(path, png(sample) if sample.ndim == 3 else mp4(sample))

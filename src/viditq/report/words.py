@@ -9,7 +9,7 @@ __all__ = ["FILTERS", "best", "other_reading", "verdict"]
 
 
 def verdict(comparison: Comparison) -> list[dict[str, str]]:
-    """One or two findings, nearest first: ``what`` is found, the result's ``name``, and its facts."""
+    """One or two findings, nearest first: what it is, the result's name, and facts about it."""
     nearest = max(comparison.results, key=lambda result: result.psnr_db)
     smallest = min(comparison.results, key=lambda result: (result.weight_bits, -result.psnr_db))
     findings = [_finding("Nearest to float", nearest, comparison)]

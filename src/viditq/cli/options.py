@@ -1,0 +1,55 @@
+"""Options that several commands share: one wording, one range, one default."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "BatchSize",
+    "Device",
+    "Guidance",
+    "Json",
+    "OutDirectory",
+    "Overwrite",
+    "Pipeline",
+    "Prompts",
+    "Seed",
+    "Steps",
+]
+
+Pipeline = Annotated[
+    str,
+    typer.Argument(
+        metavar="PIPELINE",
+        help="Name of a bundled pipeline (shapes-image, shapes-video, and both with -stress), "
+        "directory in diffusers layout, or hub id like owner/name.",
+        show_default=False,
+    ),
+]
+OutDirectory = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Directory to write: new, or empty.")
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Prompts, UTF-8, one a line; blank lines and lines with # are skipped."
+    ),
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first sample; the next has one more.")]
+Steps = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")]
+Guidance = Annotated[
+    float,
+    typer.Option(min=0.0, help="Classifier-free guidance scale; 1 switches it off."),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Samples made together; it does not change their noise.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier output of this command.")
+]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the result as JSON to this file."),
+]

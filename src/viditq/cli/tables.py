@@ -1,0 +1,66 @@
+"""Results as tables for the terminal."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from viditq.checkpoint import CheckpointSummary
+    from viditq.evaluation import Comparison
+
+__all__ = ["comparison_table", "layer_table"]
+
+
+def comparison_table(comparison: "Comparison") -> Table:
+    """One row per pipeline: bits, size, PSNR with its interval, SSIM, what the judge reads."""
+    judged = comparison.float_.judge is not None
+    table = Table(title=comparison.pipeline, box=None, title_justify="left", title_style="bold")
+    table.add_column("")
+    for name in ("bits", "× bf16 size", "PSNR dB", "95 %", "SSIM", "feature distance"):
+        table.add_column(name, justify="right")
+    if judged:
+        table.add_column("read as float", justify="right")
+    yardstick = [comparison.float_bf16] if comparison.float_bf16 else []
+    for result in (*yardstick, *comparison.results):
+        low, high = result.psnr_db_ci
+        cells = [
+            result.name,
+            f"{result.weight_bits:.2f}",
+            f"{result.size_bytes / result.float_size_bytes:.2f}",
+            f"{result.psnr_db:.1f}",
+            f"{low:.1f}–{high:.1f}",
+            f"{result.ssim:.4f}",
+            f"{result.feature_distance:.4f}",
+        ]
+        if judged:
+            cells.append(f"{100 * (result.judge or {})['same_as_float']:.1f} %")
+        table.add_row(*cells)
+    return table
+
+
+def layer_table(summary: "CheckpointSummary") -> Table:
+    """One row per role and format: how many layers, their bytes, and their error."""
+    table = Table(box=None)
+    table.add_column("role")
+    table.add_column("weights")
+    table.add_column("activations")
+    for name in ("layers", "bytes", "SQNR dB, lowest", "incoherence, highest"):
+        table.add_column(name, justify="right")
+    groups: dict[tuple[str, str, str], list] = {}
+    for layer in summary.layers.values():
+        key = (layer.role, layer.weight_format, layer.activation_format)
+        groups.setdefault(key, []).append(layer)
+    for (role, weight, activation), layers in groups.items():
+        levels = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
+        before = max(layer.incoherence_before for layer in layers)
+        after = max(layer.incoherence_after for layer in layers)
+        table.add_row(
+            role,
+            weight,
+            activation,
+            str(len(layers)),
+            f"{sum(layer.size_bytes for layer in layers):,}",
+            f"{min(levels):.1f}" if levels else "–",
+            f"{before:.1f} → {after:.1f}",
+        )
+    return table
