@@ -2,11 +2,17 @@
 
 import os
 import shutil
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every run and machine, few enough for seconds; nothing is kept on disk.
+settings.register_profile("viditq", derandomize=True, max_examples=30, deadline=None, database=None)
+settings.load_profile("viditq")
 
 
 def pytest_addoption(parser):
@@ -30,3 +36,10 @@ def _sees_a_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers():
+    """Random tensors of a test are the same whatever ran before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)

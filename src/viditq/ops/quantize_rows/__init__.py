@@ -13,7 +13,8 @@ __all__ = ["balance_rows", "quantize_rows"]
 def _quantize_rows(
     x: Tensor, smooth: Tensor | None, hadamard: int, bits: int
 ) -> tuple[Tensor, Tensor]:
-    return reference.quantize_rows(x, smooth, hadamard, bits)
+    # Codes are contiguous whatever the layout of x, as the shape function below promises.
+    return reference.quantize_rows(x.contiguous(), smooth, hadamard, bits)
 
 
 @_quantize_rows.register_fake
@@ -23,7 +24,7 @@ def _(
     hadamard: int,  # noqa: ARG001
     bits: int,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
 def quantize_rows(

@@ -10,12 +10,13 @@ __all__ = ["quantize_tensor"]
 
 @torch.library.custom_op("viditq::quantize_tensor", mutates_args=())
 def _quantize_tensor(x: Tensor, scale: Tensor, bits: int) -> Tensor:
-    return reference.quantize_tensor(x, scale, bits)
+    # Contiguous whatever the layout of x, as in quantize_rows.
+    return reference.quantize_tensor(x.contiguous(), scale, bits)
 
 
 @_quantize_tensor.register_fake
 def _(x: Tensor, scale: Tensor, bits: int) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(x, dtype=torch.int8)
+    return x.new_empty(x.shape, dtype=torch.int8)
 
 
 def quantize_tensor(x: Tensor, scale: Tensor, bits: int = 8) -> Tensor:
