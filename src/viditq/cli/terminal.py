@@ -55,7 +55,7 @@ def say(*objects: Any) -> None:
     """Print text or rich's renderables to standard output."""
     from rich.console import Console
 
-    Console(highlight=False).print(*objects)
+    Console(highlight=False).print(*objects, soft_wrap=all(isinstance(o, str) for o in objects))
 
 
 def write_json(file: Path | None, value: Any) -> None:
