@@ -119,7 +119,7 @@ def psnr_by_seed(series: Sequence[Series], first_seed: int) -> Markup:
 
 def layer_errors(grid: LayerGrid, low: float, high: float) -> Markup:
     """Output error of every layer as a grid: the stronger the cell, the lower the SQNR in dB."""
-    left, cell = 104, 26 if grid.columns <= 14 else 14
+    left, cell = 132, 26 if grid.columns <= 14 else 14
     width = left + grid.columns * cell + 2
     height = len(grid.rows) * 20 + 22
     marks = []

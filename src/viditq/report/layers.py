@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +57,21 @@ def grid(layers: dict[str, LayerDiagnostics]) -> LayerGrid:
         rows.setdefault(pattern, layer.role)
         cells[list(rows).index(pattern), block] = (name, layer)
         columns = max(columns, block + 1)
-    labels = list(rows.values())
-    ends = [pattern.rpartition("*.")[2] for pattern in rows]
-    unique = [
-        role if labels.count(role) == 1 else end if ends.count(end) == 1 else f"{role} {end}"
-        for role, end in zip(labels, ends, strict=True)
-    ]
-    return LayerGrid(tuple(unique), columns, cells)
+    return LayerGrid(_labels(rows), columns, cells)
+
+
+def _labels(rows: dict[str, str]) -> tuple[str, ...]:
+    """A short name for each pattern that no other has: its role, or its end where roles repeat."""
+    choices = []
+    for pattern, role in rows.items():
+        blocks, _, end = pattern.rpartition(".*.")
+        kind = blocks.removesuffix("transformer_blocks").strip("_")
+        choices.append((role, f"{kind} {role}".strip(), end, f"{kind} {end}".strip(), pattern))
+    taken = [Counter(column) for column in zip(*choices, strict=True)]
+    return tuple(
+        next(name for name, seen in zip(names, taken, strict=True) if seen[name] == 1)
+        for names in choices
+    )
 
 
 def most_uneven(
