@@ -17,7 +17,7 @@ def refuses(kind: type[ViditqError], *facts: str) -> Iterator[None]:
     message = str(caught.value)
     assert type(caught.value) is kind, f"{type(caught.value).__name__}: {message}"
     assert "\n" not in message
-    assert message.endswith(".")
+    assert message.endswith((".", "?"))
     assert not re.search(r"object at 0x|Traceback|For further information", message)
     for fact in facts:
         assert fact in message

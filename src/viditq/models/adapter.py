@@ -6,7 +6,6 @@ norms and the final layer are below one per cent of the work and carry the signa
 (ViDiT-Q, arXiv 2406.02540, section 4.1).
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,8 +46,9 @@ class Adapter:
         transformer: class name in diffusers.
         kind: what the pipelines make, ``image`` or ``video``.
         roles: for each list of blocks (attribute of the transformer), the role of each linear
-            layer, by its name within the block.
+            layer, by its name within the block, in forward order.
         shared_inputs: names within a block of layers that read the same tensor.
+        interleaved: the lists run one block of each in turn, not one list after the other.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Adapter:
     kind: str
     roles: Mapping[str, Mapping[str, str]]
     shared_inputs: tuple[tuple[str, ...], ...]
+    interleaved: bool = False
 
     @cached_property
     def _first(self) -> dict[str, str]:
@@ -64,31 +65,32 @@ class Adapter:
     def layers(self, transformer: nn.Module) -> dict[str, LayerInfo]:
         """Every linear layer that may be quantized, by qualified name, in forward order."""
         found: dict[str, LayerInfo] = {}
-        for blocks, roles in self.roles.items():
+        for blocks, index in self._blocks(transformer):
+            prefix = f"{blocks}.{index}"
+            modules = dict(getattr(transformer, blocks)[index].named_modules())
+            for local, role in self.roles[blocks].items():
+                module = modules.get(local)
+                if isinstance(module, nn.Linear):
+                    name = f"{prefix}.{local}"
+                    found[name] = LayerInfo(
+                        name=name,
+                        role=role,
+                        block=prefix,
+                        group=f"{prefix}.{self._first.get(local, local)}",
+                        in_features=module.in_features,
+                        out_features=module.out_features,
+                    )
+        return found
+
+    def _blocks(self, transformer: nn.Module) -> list[tuple[str, int]]:
+        """(list, index) of every block, in forward order."""
+        found: list[tuple[str, int]] = []
+        for blocks in self.roles:
             block_list = getattr(transformer, blocks, None)
             if not isinstance(block_list, nn.ModuleList):
                 raise PipelineError(
                     f"{type(transformer).__name__} has no list {blocks!r}, which the adapter "
                     f"{self.name!r} expects."
                 )
-            for index, block in enumerate(block_list):
-                prefix = f"{blocks}.{index}"
-                modules = dict(block.named_modules())
-                for local, role in roles.items():
-                    module = modules.get(local)
-                    if isinstance(module, nn.Linear):
-                        name = f"{prefix}.{local}"
-                        found[name] = LayerInfo(
-                            name=name,
-                            role=role,
-                            block=prefix,
-                            group=f"{prefix}.{self._first.get(local, local)}",
-                            in_features=module.in_features,
-                            out_features=module.out_features,
-                        )
-        return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts block 10 after block 9."""
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"\.", name)]
+            found += [(blocks, index) for index in range(len(block_list))]
+        return sorted(found, key=lambda block: block[1]) if self.interleaved else found

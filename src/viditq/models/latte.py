@@ -14,4 +14,5 @@ LATTE = Adapter(
         "temporal_transformer_blocks": self_attention("temporal_attn") | FEED_FORWARD,
     },
     shared_inputs=SHARED_INPUTS,
+    interleaved=True,
 )

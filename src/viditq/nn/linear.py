@@ -84,7 +84,7 @@ class QuantLinear(nn.Linear):
         else:
             weight = unpack(self.weight, self.plan.weight_format, self.in_features)
             y = int8_linear(codes, x_scale, weight, self.scale, self.bias, input.dtype)
-        return y.unflatten(0, input.shape[:-1])
+        return y.reshape(*input.shape[:-1], self.out_features)
 
     @property
     def size_bytes(self) -> int:

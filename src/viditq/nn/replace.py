@@ -28,8 +28,11 @@ def replace_(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def planned_layers(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
-    """The model's layers that ``plan`` names; :class:`PlanError` if it names others."""
-    layers = adapter_for(model).layers(model)
+    """The model's layers that ``plan`` names; :class:`PlanError` if it was made for others."""
+    adapter = adapter_for(model)
+    if plan.model != adapter.name:
+        raise PlanError(f"The plan was made for {plan.model!r}, the model is {adapter.name!r}.")
+    layers = adapter.layers(model)
     if unknown := set(plan.layers) - set(layers):
         raise PlanError(
             f"The plan names the layer {min(unknown)!r}, which {type(model).__name__} does not "
