@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -46,8 +46,11 @@ WeightFormat = Literal["int8", "int6", "int4"]
 ActivationFormat = Literal["int8", "int6"]
 Granularity = Literal["token", "tensor"]
 Rounding = Literal["nearest", "gptq"]
-Alpha = Annotated[float, Field(ge=0.0, le=1.0)]
-Block = Annotated[int, Field(ge=0, le=4096)]
+Alpha = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+Block = Annotated[int, Field(ge=0, le=4096, strict=True)]
+Smooth = Alpha | Literal["none"]
+T = TypeVar("T")
+Some = Annotated[list[T], Field(min_length=1)]
 
 
 class _Value(BaseModel):
@@ -124,9 +127,10 @@ class Plan(_Value):
         try:
             layers: dict[str, LayerPlan] = {}
             for group in data["groups"]:
-                group = dict(group)
-                names = group.pop("layers")
-                layer = LayerPlan(**group)
+                if not isinstance(group, Mapping) or not isinstance(group["layers"], list):
+                    raise TypeError("a group is an object with a list of layers")
+                names = group["layers"]
+                layer = LayerPlan(**{k: v for k, v in group.items() if k != "layers"})
                 for name in names:
                     if name in layers:
                         raise PlanError(f"{where}: layer {name!r} is planned twice.")
@@ -146,8 +150,8 @@ class Search(_Value):
     weight: WeightFormat | None = None
     activation: ActivationFormat | None = None
     granularity: Granularity | None = None
-    smooth: Alpha | list[Alpha | Literal["none"]] | Literal["none"] | None = None
-    hadamard: Block | list[Block] | None = None
+    smooth: Smooth | Some[Smooth] | None = None
+    hadamard: Block | Some[Block] | None = None
     rounding: Rounding | None = None
     clip: bool | None = None
     bias_correction: bool | None = None
@@ -157,12 +161,12 @@ class Rule(Search):
     """A :class:`Search` for the layers whose role and name match; later rules win.
 
     ``roles`` and ``layers`` are shell patterns (``ffn.*``, ``transformer_blocks.0.*``). ``float``
-    keeps the matching layers in floating point.
+    keeps the matching layers in floating point, or takes back that an earlier rule did so.
     """
 
-    roles: list[str] = ["*"]
-    layers: list[str] = ["*"]
-    float: bool = False
+    roles: Some[str] = ["*"]
+    layers: Some[str] = ["*"]
+    float: bool | None = None
 
     @model_validator(mode="after")
     def _roles_exist(self) -> "Rule":
@@ -196,22 +200,22 @@ class Recipe(_Value):
             keep_float = False
             for rule in self.rule:
                 if rule.matches(name, role):
-                    keep_float = rule.float
+                    keep_float = keep_float if rule.float is None else rule.float
                     own = rule.model_dump(exclude_none=True)
                     fields |= {k: v for k, v in own.items() if k in Search.model_fields}
             if not keep_float:
-                resolved[name] = _candidates(fields)
+                resolved[name] = _candidates(fields, f"Recipe {self.name!r}, layer {name!r}")
         return resolved
 
 
-def _candidates(fields: dict[str, Any]) -> list[LayerPlan]:
+def _candidates(fields: dict[str, Any], where: str) -> list[LayerPlan]:
     """Every combination of the listed values, in the order they are written."""
     choices = {k: v if isinstance(v, list) else [v] for k, v in fields.items()}
     choices["smooth"] = [None if a == "none" else a for a in choices.get("smooth", [None])]
     try:
         return [LayerPlan(**dict(zip(choices, c, strict=True))) for c in product(*choices.values())]
     except ValidationError as error:
-        raise PlanError(f"recipe: {validation_sentence(error)}") from None
+        raise PlanError(f"{where}: {validation_sentence(error)}") from None
 
 
 def list_presets() -> list[str]:
@@ -225,26 +229,32 @@ def list_presets() -> list[str]:
 def load_recipe(source: str | Path) -> Recipe:
     """The preset called ``source``, or the recipe in the TOML file ``source``."""
     if str(source) in list_presets():
-        name = str(source)
-        text = (resources.files("viditq") / "recipes" / f"{name}.toml").read_text("utf-8")
+        name, file = str(source), resources.files("viditq") / "recipes" / f"{source}.toml"
     elif Path(source).suffix == ".toml" and Path(source).is_file():
-        name, text = Path(source).stem, Path(source).read_text("utf-8")
+        name, file = Path(source).stem, Path(source)
     else:
         raise PlanError(
             f"No recipe {str(source)!r}: give one of {', '.join(list_presets())} or a .toml file."
         )
     try:
-        return Recipe(name=name, **tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        fields = tomllib.loads(file.read_text("utf-8"))
+    except ValueError as error:  # also what is no UTF-8
         raise PlanError(f"Recipe {source}: not valid TOML ({error}).") from None
+    if "name" in fields:
+        raise PlanError(f"Recipe {source}: name: unknown field; a recipe is called as its file is.")
+    try:
+        return Recipe(name=name, **fields)
     except ValidationError as error:
         raise PlanError(f"Recipe {source}: {validation_sentence(error)}") from None
 
 
 def validation_sentence(error: ValidationError) -> str:
     """The first complaint of a pydantic error as one sentence."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    # Where a field has alternatives, each complains: the one that was followed furthest counts, and
+    # the names of alternatives, which are no identifiers, are left out of the path.
+    first = max(error.errors(), key=lambda complaint: len(complaint["loc"]))
+    path = (str(part) for part in first["loc"])
+    field = ".".join(part for part in path if part.isidentifier() or part.isdigit())
     what = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         what = "unknown field"
