@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from viditq.cli.options import Device, Json, Overwrite
+from viditq.cli.options import Device, Json, Overwrite, Steps
 from viditq.cli.tables import comparison_table
 from viditq.cli.terminal import command_line, say, session, write_json
 
@@ -18,6 +18,7 @@ def demo(
     ] = Path("viditq-demo"),
     num_images: Annotated[int, typer.Option(min=1, help="Images per pipeline.")] = 16,
     num_videos: Annotated[int, typer.Option(min=1, help="Videos per pipeline.")] = 6,
+    steps: Steps = 20,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     json: Json = None,
@@ -35,6 +36,7 @@ def demo(
             out,
             num_images=num_images,
             num_videos=num_videos,
+            steps=steps,
             device=device,
             overwrite=overwrite,
             command=command_line(),

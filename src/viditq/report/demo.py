@@ -19,6 +19,7 @@ def run_demo(
     *,
     num_images: int = 16,
     num_videos: int = 6,
+    steps: int = pipelines.DEFAULT_STEPS,
     device: str = "cpu",
     overwrite: bool = False,
     command: str | None = None,
@@ -32,6 +33,7 @@ def run_demo(
             comparison.
         num_images: Images per pipeline, 1 or more.
         num_videos: Videos per pipeline, 1 or more.
+        steps: Denoising steps, of calibration too.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         overwrite: Whether an earlier demo may be replaced.
         command: The command line, for the record.
@@ -43,7 +45,9 @@ def run_demo(
     numbers = {"shapes-image": num_images, "shapes-video": num_videos}
     with atomic_directory(out, marker=REPORT_FILE, overwrite=overwrite) as work:
         comparisons = [
-            _compare_presets(work / name, name, num, device=device, command=command, track=track)
+            _compare_presets(
+                work / name, name, num, steps=steps, device=device, command=command, track=track
+            )
             for name, num in numbers.items()
         ]
         write_report(comparisons, work)
@@ -53,7 +57,14 @@ def run_demo(
 
 
 def _compare_presets(
-    folder: Path, name: str, num: int, *, device: str, command: str | None, track: Track
+    folder: Path,
+    name: str,
+    num: int,
+    *,
+    steps: int,
+    device: str,
+    command: str | None,
+    track: Track,
 ) -> Comparison:
     calibration = folder / "calibration"
     quantized = [
@@ -61,6 +72,7 @@ def _compare_presets(
             name,
             folder / preset,
             preset=preset,
+            steps=steps,
             device=device,
             calibration=calibration,
             track=track,
@@ -73,6 +85,7 @@ def _compare_presets(
         quantized,
         num=num,
         out=folder / "comparison",
+        steps=steps,
         device=device,
         command=command,
         track=track,
