@@ -1,5 +1,6 @@
 """What every test shares: no network, no screen, and the marks that depend on the machine."""
 
+import functools
 import os
 import shutil
 import sys
@@ -43,3 +44,57 @@ def _same_numbers():
     """Random tensors of a test are the same whatever ran before it."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+# Two lengths of caption, so that padding matters; three of four steps, so that one is skipped.
+PROMPTS = ("a red star", "a small blue square moving left over green")
+CALIBRATION = {"steps": 4, "kept": 3, "seed": 0, "guidance": 4.5}
+
+
+@pytest.fixture(scope="session")
+def floats(tmp_path_factory):
+    """Directories of a float image and a float video pipeline, random and tiny."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("float")
+    pipes = {"image": tiny.pixart(), "video": tiny.latte()}
+    return {kind: tiny.saved(pipe, folder / kind) for kind, pipe in pipes.items()}
+
+
+@pytest.fixture(scope="session")
+def calibrations(floats, tmp_path_factory):
+    """For each kind the folder that :func:`viditq.quantize` keeps its calibration in."""
+    return {kind: tmp_path_factory.mktemp("calibration") / kind for kind in floats}
+
+
+@pytest.fixture(scope="session")
+def recorded(floats, calibrations):
+    """The calibration set of each kind, by ``recorded(kind)``."""
+    from viditq import pipelines
+
+    def record(kind):
+        pipe = pipelines.load(floats[kind])
+        source, folder = str(floats[kind]), calibrations[kind] / "recorded"
+        return pipelines.record(pipe, PROMPTS, folder, source=source, **CALIBRATION)
+
+    return functools.cache(record)
+
+
+@pytest.fixture(scope="session")
+def quantized(floats, recorded, calibrations, tmp_path_factory):
+    """A quantized pipeline's directory, by ``quantized(kind, preset)``; never write into it."""
+    from viditq import pipelines
+
+    def quantize(kind, preset):
+        recorded(kind)
+        out = tmp_path_factory.mktemp(kind) / preset
+        return pipelines.quantize(
+            floats[kind],
+            out,
+            preset=preset,
+            prompts=PROMPTS,
+            calibration=calibrations[kind],
+            **CALIBRATION,
+        )
+
+    return functools.cache(quantize)

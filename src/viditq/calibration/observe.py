@@ -38,32 +38,38 @@ def observe(
         recorded: its calibration set.
         folder: where the statistics go.
         rows: tokens to keep per layer input, spread evenly over the calls.
-        memory_bytes: bound on the second moments held at once.
+        memory_bytes: bound on the statistics held at once; a single input may exceed it.
         track: shows progress.
 
     Raises:
-        CalibrationError: the set was recorded from another model, or an input is not finite.
+        CalibrationError: the set was recorded from another model, ``folder`` holds the statistics
+            of another set, or an input is not finite.
     """
-    folder = Path(folder)
-    if (folder / "stats.json").exists():
-        return CalibrationStats(folder)
     if recorded.info.model != model_fingerprint(model):
         raise CalibrationError(
             f"{recorded.folder} was recorded from another model ({recorded.info.source}); record "
             f"again with this one."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     readers = adapter_for(model).layers(model)
-    inputs = {info.group: info for info in readers.values() if info.group == info.name}
-    files = {name: f"{name}.safetensors" for name in inputs}
-    waiting = [info for name, info in inputs.items() if not (folder / files[name]).exists()]
-    for number, batch in enumerate(passes := _batches(waiting, memory_bytes)):
+    inputs = [info for info in readers.values() if info.group == info.name]
+    observed = recorded.info.model_dump_json() + str(rows)
+    stats = CalibrationStats.create(
+        folder,
+        observed=hashlib.sha256(observed.encode()).hexdigest()[:16],
+        steps=recorded.info.steps,
+        layers={name: _file(info.group) for name, info in readers.items()},
+    )
+    missing = stats.missing
+    waiting = [info for info in inputs if _file(info.name) in missing]
+    for number, batch in enumerate(passes := _batches(waiting, rows, memory_bytes)):
         what = "observe" if len(passes) == 1 else f"observe {number + 1}/{len(passes)}"
-        for name, stats in _watch(model, recorded, batch, rows, track, what).items():
-            CalibrationStats.write_layer(folder, files[name], stats)
-    layers = {name: files[info.group] for name, info in readers.items()}
-    CalibrationStats.write_index(folder, list(recorded.info.steps), layers)
-    return CalibrationStats(folder)
+        for name, layer in _watch(model, recorded, batch, rows, track, what).items():
+            stats.write(_file(name), layer)
+    return stats
+
+
+def _file(name: str) -> str:
+    return f"{name}.safetensors"
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -76,12 +82,12 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _batches(infos: Iterable[LayerInfo], memory_bytes: int) -> list[list[LayerInfo]]:
-    """Consecutive inputs whose second moments fit into ``memory_bytes`` together."""
+def _batches(infos: Iterable[LayerInfo], rows: int, memory_bytes: int) -> list[list[LayerInfo]]:
+    """Consecutive inputs whose second moments and rows fit into ``memory_bytes`` together."""
     batches: list[list[LayerInfo]] = []
     used = math.inf
     for info in infos:
-        size = 4 * info.in_features**2
+        size = 4 * info.in_features * (info.in_features + rows)
         if used + size > memory_bytes:
             batches.append([])
             used = 0

@@ -1,0 +1,180 @@
+"""Recorded calls: what was passed comes back, prompt by prompt, whole or not at all."""
+
+import json
+
+import pytest
+import torch
+
+from checks import refuses
+from viditq.calibration import CalibrationInfo, CalibrationSet, move
+from viditq.errors import CalibrationError
+
+INFO = CalibrationInfo(
+    source="here",
+    model="0123",
+    prompts=("a red star", "ein größerer Stern ★"),
+    num_steps=4,
+    steps=(0, 3),
+    guidance=4.5,
+    seed=7,
+)
+
+
+def arguments() -> dict:
+    """Every kind of argument that diffusers' pipelines pass."""
+    return {
+        "hidden_states": torch.randn(2, 4, 8, 8),
+        "timestep": torch.tensor([999, 999]),
+        "encoder_attention_mask": torch.tensor([[True, False]]),
+        "half": torch.randn(3).half(),
+        "brain": torch.randn(3).bfloat16(),
+        "view": torch.randn(4, 3).T,
+        "empty": torch.empty(0, 3),
+        "added_cond_kwargs": {"resolution": torch.randn(2, 2), "aspect_ratio": None},
+        "nothing": None,
+        "return_dict": False,
+        "scale": 1.5,
+    }
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return set(a) == set(b) and all(same(a[k], b[k]) for k in a)
+    return type(a) is type(b) and a == b
+
+
+@pytest.fixture
+def calls():
+    return [[(step, arguments()) for step in INFO.steps] for _ in INFO.prompts]
+
+
+@pytest.fixture
+def complete(tmp_path, calls):
+    recorded = CalibrationSet.create(tmp_path / "set", INFO)
+    for prompt, own in enumerate(calls):
+        recorded.write_prompt(prompt, own)
+    return recorded
+
+
+def test_round_trip(complete, calls):
+    again = CalibrationSet(complete.folder)
+    assert again.info == INFO
+    assert len(again) == 4
+    read = list(again)
+    assert [(c.prompt, c.step) for c in read] == [(0, 0), (0, 3), (1, 0), (1, 3)]
+    for call, (_, expected) in zip(read, calls[0] + calls[1], strict=True):
+        assert same(dict(call.arguments), expected)
+
+
+def test_two_arguments_may_be_one_tensor(tmp_path):
+    """safetensors refuses tensors that share memory; pipelines pass such."""
+    x = torch.randn(4, 2)
+    recorded = CalibrationSet.create(tmp_path / "set", INFO)
+    for prompt in range(2):
+        recorded.write_prompt(prompt, [(s, {"a": x, "b": x, "c": x[1:]}) for s in INFO.steps])
+    first = next(iter(recorded)).arguments
+    assert same(dict(first), {"a": x, "b": x, "c": x[1:]})
+
+
+def test_what_is_recorded_does_not_follow_the_original(tmp_path):
+    x = torch.zeros(3)
+    recorded = CalibrationSet.create(tmp_path / "set", INFO)
+    for prompt in range(2):
+        recorded.write_prompt(prompt, [(s, {"x": x}) for s in INFO.steps])
+    x += 1
+    assert not next(iter(recorded)).arguments["x"].any()
+
+
+def test_an_incomplete_set_knows_what_is_missing(tmp_path, calls):
+    recorded = CalibrationSet.create(tmp_path / "set", INFO)
+    assert recorded.missing == [0, 1]
+    recorded.write_prompt(1, calls[1])
+    assert CalibrationSet.create(tmp_path / "set", INFO).missing == [0]
+    with refuses(CalibrationError, "1 of 2", "record again"):
+        next(iter(recorded))
+
+
+def test_a_prompt_that_was_cut_off_does_not_count(tmp_path, calls, monkeypatch):
+    import viditq.calibration.recorded as module
+
+    recorded = CalibrationSet.create(tmp_path / "set", INFO)
+    original, written = module.save_file, []
+
+    def full(tensors, path, metadata):
+        if written:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        original(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        recorded.write_prompt(0, calls[0])
+    monkeypatch.undo()
+    assert recorded.missing == [0, 1]
+    recorded.write_prompt(0, calls[0])  # over the remains
+    assert recorded.missing == [1]
+    recorded.write_prompt(1, calls[1])
+    assert len(list(recorded)) == 4
+
+
+@pytest.mark.parametrize("field", ["model", "prompts", "steps", "num_steps", "guidance", "seed"])
+def test_a_folder_with_other_settings(complete, field):
+    other = {"model": "0124", "prompts": ("a red star",), "steps": (0, 2)}.get(field, 9)
+    with refuses(CalibrationError, str(complete.folder), "other settings"):
+        CalibrationSet.create(complete.folder, INFO.model_copy(update={field: other}))
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        (lambda data: "{", ()),
+        (lambda data: [], ()),
+        (lambda data: data | {"sampler": "ddim"}, ("sampler", "unknown field")),
+        (lambda data: {k: v for k, v in data.items() if k != "seed"}, ("seed",)),
+        (lambda data: data | {"schema_version": 2}, ("schema version 2",)),
+        (lambda data: data | {"guidance": "much"}, ("guidance", "'much'")),
+    ],
+    ids=["cut off", "list", "unknown field", "missing field", "newer", "wrong type"],
+)
+def test_a_damaged_index(complete, change, facts):
+    index = complete.folder / "calibration.json"
+    data = change(json.loads(index.read_text("utf-8")))
+    index.write_text(data if isinstance(data, str) else json.dumps(data))
+    with refuses(CalibrationError, "calibration.json", *facts):
+        CalibrationSet(complete.folder)
+
+
+def test_no_set(tmp_path):
+    with refuses(CalibrationError, "calibration.json", "No such file"):
+        CalibrationSet(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "no header", "gone"])
+def test_a_damaged_call(complete, damage):
+    from safetensors.torch import save_file
+
+    file = complete.folder / "prompt-00001" / "step-0003.safetensors"
+    if damage == "cut off":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "no header":
+        save_file({"x": torch.zeros(1)}, file)
+    else:
+        file.unlink()
+    with refuses(CalibrationError, "step-0003.safetensors"):
+        list(complete)
+
+
+def test_prompts_are_hashed_in_order():
+    swapped = INFO.model_copy(update={"prompts": INFO.prompts[::-1]})
+    assert len(INFO.prompts_sha256) == 64
+    assert swapped.prompts_sha256 != INFO.prompts_sha256
+
+
+def test_moving_reaches_nested_tensors():
+    moved = move(arguments(), "meta")
+    assert moved["added_cond_kwargs"]["resolution"].device.type == "meta"
+    assert moved["added_cond_kwargs"]["aspect_ratio"] is None
+    assert moved["return_dict"] is False
