@@ -8,6 +8,7 @@ pickled.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from viditq.diagnostics import LayerDiagnostics
 from viditq.errors import CheckpointError
 from viditq.files import write_atomic
-from viditq.nn import FP32_TENSORS, planned_layers, replace_
+from viditq.models import adapter_for, adapter_named
+from viditq.nn import FP32_TENSORS, replace_
 from viditq.plan import Plan, validation_sentence
 
 __all__ = [
@@ -75,7 +77,7 @@ class QuantizationConfig(_Value):
     """The ``quantization_config`` entry of ``config.json``."""
 
     quant_method: Literal["viditq"] = QUANT_METHOD
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     plan: dict[str, Any]
     provenance: Provenance | None = None
 
@@ -155,43 +157,51 @@ def load(
         CheckpointError: naming the file, the tensor, what was expected and what was found.
     """
     folder = Path(folder)
-    raw, config = read_config(folder)
-    plan = Plan.from_json(config.plan, where=str(folder / CONFIG))
-    model = replace_(_empty_model(raw), plan)
-    model.load_state_dict(_read_tensors(folder, model.state_dict(), device, dtype), assign=True)
+    model, config, _ = _quantized_without_storage(folder)
+    tensors: dict[str, Tensor] = {}
+    for file, name, exact in _stored_tensors(folder, model.state_dict()):
+        tensor = file.get_tensor(name)
+        tensors[name] = tensor.to(device, tensor.dtype if exact or dtype is None else dtype)
+    model.load_state_dict(tensors, assign=True)
     set_config(model, config)
     # What is not stored (position tables and the like) was made on the CPU.
     return model.to(device).eval()
 
 
-def _empty_model(raw: Mapping[str, Any]) -> Any:
-    """The float model of a configuration, its parameters without storage."""
+def _quantized_without_storage(folder: Path) -> tuple[Any, QuantizationConfig, Plan]:
+    """The model that ``folder`` describes, with empty quantized layers, and the description."""
     import diffusers
     from accelerate import init_empty_weights
 
-    with init_empty_weights():
-        return getattr(diffusers, raw["_class_name"]).from_config(raw)
+    raw, config = read_config(folder)
+    path, name = folder / CONFIG, raw.get("_class_name")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path} does not say which class the model is (_class_name).")
+    adapter_named(name)
+    plan = Plan.from_json(config.plan, where=str(path))
+    try:
+        with init_empty_weights():
+            model = getattr(diffusers, name).from_config(raw)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} describes no {name} that can be made ({reason}).") from error
+    return replace_(model, plan), config, plan
 
 
 def is_quantized(folder: str | Path) -> bool:
     """Whether ``folder`` (of a transformer) holds a checkpoint of viditq."""
     try:
-        config = json.loads((Path(folder) / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError):
+        config = _read_object(Path(folder) / CONFIG, "a model's configuration")
+    except CheckpointError:
         return False
-    return (config.get("quantization_config") or {}).get("quant_method") == QUANT_METHOD
+    return _entry(config).get("quant_method") == QUANT_METHOD
 
 
 def read_config(folder: str | Path) -> tuple[dict[str, Any], QuantizationConfig]:
     """``config.json`` as it is, and its validated ``quantization_config``."""
     path = Path(folder) / CONFIG
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a model's configuration ({error})."
-        ) from None
-    entry = raw.get("quantization_config") or {}
+    raw = _read_object(path, "a model's configuration")
+    entry = _entry(raw)
     if entry.get("quant_method") != QUANT_METHOD:
         raise CheckpointError(
             f"{path} is no viditq checkpoint (quant_method is {entry.get('quant_method')!r}); "
@@ -200,18 +210,40 @@ def read_config(folder: str | Path) -> tuple[dict[str, Any], QuantizationConfig]
     return raw, parse_config(entry, str(path))
 
 
+def _entry(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    entry = config.get("quantization_config")
+    return entry if isinstance(entry, Mapping) else {}
+
+
+def _read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in ``path``."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as {what} ({error}).") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} cannot be read as {what} (it is no JSON object).")
+    return data
+
+
 def parse_config(entry: Mapping[str, Any], where: str) -> QuantizationConfig:
     """Validate a ``quantization_config``; errors name ``where``."""
-    version = entry.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{where} has schema version {version}, this viditq reads up to {SCHEMA_VERSION}; "
-            f"upgrade viditq."
-        )
+    _check_version(entry, where)
     try:
         return QuantizationConfig(**entry)
     except ValidationError as error:
         raise CheckpointError(f"{where}: {validation_sentence(error)}") from None
+
+
+def _check_version(data: Mapping[str, Any], where: str) -> None:
+    version = data.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{where} has no valid schema_version ({version!r}).")
+    if version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{where} has schema version {version}, this viditq reads up to {SCHEMA_VERSION}; "
+            f"upgrade viditq."
+        )
 
 
 def set_config(model: nn.Module, config: QuantizationConfig) -> None:
@@ -221,24 +253,21 @@ def set_config(model: nn.Module, config: QuantizationConfig) -> None:
 
 
 def inspect(folder: str | Path) -> CheckpointSummary:
-    """Summarize a quantized pipeline or transformer without loading it; sizes are those on disk."""
+    """Summarize a quantized pipeline or transformer; its tensors are checked but not read."""
     folder = Path(folder)
     transformer = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    raw, config = read_config(transformer)
-    plan = Plan.from_json(config.plan, where=str(transformer / CONFIG))
-    infos = planned_layers(_empty_model(raw), plan)
+    model, config, plan = _quantized_without_storage(transformer)
+    layers = adapter_for(model).layers(model)
+    infos = {name: layers[name] for name in plan.layers}
     num_weights = sum(info.in_features * info.out_features for info in infos.values())
-    stored = dict.fromkeys(infos, 0)
-    for _, file, name in _stored_tensors(transformer):
+    size_bytes = 0
+    for file, name, _ in _stored_tensors(transformer, expected := model.state_dict()):
         layer, _, tensor = name.rpartition(".")
-        if layer in stored and tensor != "bias":
-            stored[layer] += _size_bytes(file.get_slice(name))
-    if missing := [layer for layer, size in stored.items() if not size]:
-        raise CheckpointError(f"{transformer} lacks the tensor {missing[0] + '.weight'!r}.")
-    size_bytes = sum(stored.values())
+        if layer in infos and tensor != "bias":
+            size_bytes += math.prod(file.get_slice(name).get_shape()) * expected[name].itemsize
     return CheckpointSummary(
         name=folder.resolve().name,
-        transformer=raw["_class_name"],
+        transformer=type(model).__name__,
         recipe=plan.recipe,
         weight_bits=8 * size_bytes / num_weights,
         size_bytes=size_bytes,
@@ -255,69 +284,72 @@ def _read_layers(folder: Path) -> dict[str, LayerDiagnostics]:
     path = folder / LAYERS
     if not path.exists():
         return {}
+    data = _read_object(path, "layer diagnostics")
+    _check_version(data, str(path))
     try:
-        data = json.loads(path.read_text("utf-8"))
-        return TypeAdapter(dict[str, LayerDiagnostics]).validate_python(data["layers"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read as layer diagnostics ({error}).") from None
+        return TypeAdapter(dict[str, LayerDiagnostics]).validate_python(data.get("layers"))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {validation_sentence(error)}") from None
 
 
-def _stored_tensors(folder: Path) -> Iterator[tuple[Path, Any, str]]:
-    """(file, opened file, tensor name) of every stored tensor."""
+def _stored_tensors(
+    folder: Path, expected: Mapping[str, Tensor]
+) -> Iterator[tuple[Any, str, bool]]:
+    """Every stored tensor of ``expected``, none missing and none more, of the right kind.
+
+    Yields:
+        the opened file, the tensor's name, and whether its dtype is part of what is stored (codes
+        and scales) or may be changed in loading.
+    """
+    waiting = dict(expected)
     for path in _weight_files(folder):
         try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    yield path, file, name
+            file = safe_open(path, "pt")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged or cut off ({error}).") from None
+        with file:
+            for name in file.keys():  # noqa: SIM118
+                want = waiting.pop(name, None)
+                if want is None:
+                    raise CheckpointError(
+                        f"{path} holds the tensor {name!r}, which the model does not have."
+                    )
+                exact = not want.is_floating_point() or name.rpartition(".")[2] in FP32_TENSORS
+                part = file.get_slice(name)
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                if shape != want.shape:
+                    raise CheckpointError(
+                        f"{path}: {name} has shape {shape}, expected {tuple(want.shape)}."
+                    )
+                if dtype not in ([_DTYPES[want.dtype]] if exact else _FLOATS):
+                    raise CheckpointError(
+                        f"{path}: {name} has dtype {dtype}, expected {_DTYPES[want.dtype]}."
+                    )
+                yield file, name, exact
+    if waiting:
+        raise CheckpointError(
+            f"{folder} lacks the tensor {min(waiting)!r} ({len(waiting)} of {len(expected)} "
+            f"missing)."
+        )
+
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+"""How safetensors calls the dtypes that a model has."""
 
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / WEIGHTS_INDEX
     if not index.exists():
         return [folder / WEIGHTS]
-    try:
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read as an index of weights ({error}).") from None
-    return [folder / name for name in sorted(names)]
-
-
-def _read_tensors(
-    folder: Path,
-    expected: Mapping[str, Tensor],
-    device: torch.device | str,
-    dtype: torch.dtype | None,
-) -> dict[str, Tensor]:
-    """Every tensor of ``expected``, checked; nothing is returned unless all are right."""
-    tensors: dict[str, Tensor] = {}
-    for path, file, name in _stored_tensors(folder):
-        if name not in expected:
-            raise CheckpointError(
-                f"{path} holds the tensor {name!r}, which the model does not have."
-            )
-        want, tensor = expected[name], file.get_tensor(name)
-        if tensor.shape != want.shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(want.shape)}."
-            )
-        exact = not want.is_floating_point() or name.rpartition(".")[2] in FP32_TENSORS
-        if tensor.dtype != want.dtype if exact else not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{path}: {name} has dtype {tensor.dtype}, expected {want.dtype}."
-            )
-        target = tensor.dtype if exact or dtype is None else dtype
-        tensors[name] = tensor.to(device=device, dtype=target)
-    if missing := sorted(set(expected) - set(tensors)):
-        raise CheckpointError(
-            f"{folder} lacks the tensor {missing[0]!r} ({len(missing)} of {len(expected)} missing)."
-        )
-    return tensors
-
-
-def _size_bytes(part: Any) -> int:
-    size = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}[part.get_dtype()]
-    for length in part.get_shape():
-        size *= length
-    return size
+    names = _read_object(index, "an index of weights").get("weight_map")
+    if not isinstance(names, dict):
+        raise CheckpointError(f"{index} cannot be read as an index of weights (no weight_map).")
+    return [folder / name for name in sorted({str(name) for name in names.values()})]
