@@ -81,4 +81,6 @@ def family_named(pipeline: str, transformer: str | None = None) -> Family:
 
 def family(pipe: Any) -> Family:
     """The family of a loaded pipeline."""
-    return family_named(type(pipe).__name__, type(getattr(pipe, "transformer", None)).__name__)
+    transformer = getattr(pipe, "transformer", None)
+    names = [type(part).__name__ for part in (pipe, transformer) if part is not None]
+    return family_named(*names)

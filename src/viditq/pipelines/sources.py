@@ -6,6 +6,7 @@ moment and with one sentence, before gigabytes are read.
 
 import json
 import logging
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,15 +72,18 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
         index = json.loads(path.read_text("utf-8"))
-        pipeline = index["_class_name"]
-        transformer = index.get(TRANSFORMER, [None, None])[1]
+        names = [index["_class_name"]]
+        if TRANSFORMER in index:
+            names.append(index[TRANSFORMER][1])
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a class is no name")
     except FileNotFoundError:
         raise PipelineError(
             f"{folder} has no {INDEX}; a pipeline is a directory as save_pretrained writes it."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise PipelineError(f"{path} cannot be read as a pipeline's index ({error}).") from None
-    family_named(pipeline, transformer)
+    family_named(*names)
     return index
 
 
@@ -88,7 +92,9 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError:
-        raise InputError(f"No device {device!r}; give cpu or cuda.") from None
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise InputError(f"No device {device!r}; give cpu or cuda.")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise InputError("No CUDA device here; run with --device cpu.")
     return resolved
@@ -122,9 +128,9 @@ def load(source: str | Path, device: str = "cpu", dtype: torch.dtype = torch.flo
         try:
             pipe = pipeline.from_pretrained(folder, dtype=dtype, **components)
         except Exception as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = textwrap.shorten(str(error), 300) or type(error).__name__
             raise PipelineError(
-                f"{folder} cannot be loaded as {index['_class_name']}: {reason}"
+                f"{folder} cannot be loaded as {index['_class_name']} ({reason})."
             ) from error
         pipe.to(target)
     pipe.set_progress_bar_config(disable=True)
@@ -138,13 +144,14 @@ def _quiet_libraries() -> Iterator[None]:
     import transformers.utils.logging as transformers_logging
 
     loggers = (diffusers_logging, transformers_logging)
-    levels = [module.get_verbosity() for module in loggers]
+    before = [(module.get_verbosity(), module.is_progress_bar_enabled()) for module in loggers]
     for module in loggers:
         module.set_verbosity(logging.ERROR)
         module.disable_progress_bar()
     try:
         yield
     finally:
-        for module, level in zip(loggers, levels, strict=True):
+        for module, (level, with_bars) in zip(loggers, before, strict=True):
             module.set_verbosity(level)
-            module.enable_progress_bar()
+            if with_bars:
+                module.enable_progress_bar()
