@@ -26,10 +26,10 @@ class Distribution(_Value):
 
     @classmethod
     def of(cls, x: Tensor) -> "Distribution":
-        magnitudes = x.abs().float().flatten().sort().values
+        magnitudes = x.abs().float().flatten()
         last = len(magnitudes) - 1
-        p50, p99 = (magnitudes[round(share * last)].item() for share in (0.5, 0.99))
-        return cls(p50=p50, p99=p99, max=magnitudes[-1].item())
+        p50, p99 = (magnitudes.kthvalue(1 + round(share * last)).values for share in (0.5, 0.99))
+        return cls(p50=p50.item(), p99=p99.item(), max=magnitudes.max().item())
 
 
 class StepDiagnostics(_Value):

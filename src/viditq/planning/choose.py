@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from viditq.convert import balance_for, check_finite, group_layers, quantize_linear
+from viditq.convert import balance_for, check_finite, group_layers, linear_named, quantize_readers
 from viditq.errors import PlanError
-from viditq.models import LayerInfo, adapter_for
+from viditq.models import adapter_for
 from viditq.plan import LayerPlan, Plan, Recipe
 from viditq.progress import Track, quiet
 from viditq.stats import LayerStats
@@ -45,7 +45,7 @@ def make_plan(
         options = _joint_options([candidates[info.name] for info in group])
         best = options[0]
         if len(options) > 1:
-            linears = [_linear(model, info) for info in group]
+            linears = [linear_named(model, info.name) for info in group]
             layer_stats = stats[name].to(linears[0].weight.device)
             best = min(options, key=lambda plans: _output_error(linears, plans, layer_stats))
         chosen |= {info.name: plan for info, plan in zip(group, best, strict=True)}
@@ -68,19 +68,14 @@ def _joint_options(candidates: list[list[LayerPlan]]) -> list[list[LayerPlan]]:
 @torch.no_grad()
 def _output_error(linears: list[nn.Linear], plans: list[LayerPlan], stats: LayerStats) -> float:
     """Squared output error on the sampled tokens, relative to each layer's output, summed."""
-    balance = balance_for(plans, [linear.weight.detach().float() for linear in linears], stats)
+    balance = balance_for(plans, linears, stats)
     total = 0.0
-    for linear, plan in zip(linears, plans, strict=True):
+    readers = quantize_readers(linears, plans, balance, stats, sweeps=0)
+    for linear, reader in zip(linears, readers, strict=True):
         reference = nn.functional.linear(stats.rows, linear.weight.float(), _float(linear.bias))
-        error = quantize_linear(linear, plan, balance, stats)(stats.rows) - reference
-        total += (error.square().sum() / reference.square().sum().clamp_min(1e-30)).item()
+        error = (reader(stats.rows) - reference).square().sum()
+        total += (error / reference.square().sum().clamp_min(1e-30)).item()
     return total
-
-
-def _linear(model: nn.Module, info: LayerInfo) -> nn.Linear:
-    linear = model.get_submodule(info.name)
-    assert isinstance(linear, nn.Linear)
-    return linear
 
 
 def _float(bias: Tensor | None) -> Tensor | None:

@@ -16,9 +16,6 @@ __all__ = ["round_gptq", "round_nearest"]
 GPTQ_BLOCK = 128
 """Columns whose error is spread lazily together (GPTQ, section 3.3)."""
 
-FP64_FEATURES = 2048
-"""Up to this many input features the factorization is done in fp64."""
-
 
 def round_nearest(weight: Tensor, scale: Tensor, fmt: Format) -> Tensor:
     """(N, K) float, (N,) scale -> (N, K) int8 codes, ties to even."""
@@ -32,8 +29,8 @@ def round_gptq(
     fmt: Format,
     moment: Tensor,
     *,
+    sweeps: int,
     damping: float = 0.01,
-    sweeps: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """Second-order rounding.
 
@@ -42,64 +39,76 @@ def round_gptq(
         scale: (N,) fp32, where to start.
         fmt: format of the codes.
         moment: (K, K) second moment (or covariance) of the input.
-        damping: added to the diagonal, as a share of its mean.
         sweeps: rounds of coordinate descent with refitted scales; 0 for GPTQ alone.
+        damping: added to the diagonal, as a share of its mean.
 
     Returns:
         codes (N, K) int8 and scale (N,) fp32.
     """
-    dtype = torch.float64 if weight.shape[1] <= FP64_FEATURES else torch.float32
-    w, m = weight.to(dtype), moment.to(dtype).clone()
+    m = moment.double()
     diagonal = m.diagonal()
-    diagonal += damping * diagonal.mean() + torch.finfo(dtype).tiny
-    order = diagonal.argsort(descending=True)
-    w, m, s = w[:, order], m[order][:, order], scale.to(dtype)
-    codes = _gptq(w, s, fmt, m)
+    m = m + torch.diag(torch.full_like(diagonal, damping * diagonal.mean().item() + 1e-30))
+    order = m.diagonal().argsort(descending=True)
+    m = m[order][:, order]
+    # The factorization needs fp64; what follows is sums of a few hundred terms, and fp32 will do.
+    # Weight and codes are held as (K, N), so that a column of the layer is contiguous.
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(m))
+    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    w, m, s = weight.float().T[order], m.float(), scale.float()
+    codes = _gptq(w, s, fmt, upper)
     for _ in range(sweeps):
         s = _refit_scale(w, codes, s, m)
         codes = _descend(w, codes, s, fmt, m)
-    # Ties between float widths must not decide what is stored: the scale is fp32 from here on.
-    return codes[:, order.argsort()].to(torch.int8), s.to(torch.float32)
+    return codes[order.argsort()].T.to(torch.int8).contiguous(), s
 
 
-def _gptq(w: Tensor, scale: Tensor, fmt: Format, moment: Tensor) -> Tensor:
-    """Columns left to right, each one's error pushed into those not yet rounded."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+def _gptq(w: Tensor, scale: Tensor, fmt: Format, upper: Tensor) -> Tensor:
+    """Column by column, each one's error pushed into those not yet rounded.
+
+    Args:
+        w: (K, N).
+        scale: (N,).
+        fmt: format of the codes.
+        upper: (K, K) upper Cholesky factor of the inverse moment.
+
+    Returns:
+        codes (K, N), float.
+    """
     w, codes = w.clone(), torch.empty_like(w)
-    for start in range(0, w.shape[1], GPTQ_BLOCK):
-        end = min(start + GPTQ_BLOCK, w.shape[1])
-        errors = w.new_empty(w.shape[0], end - start)
+    for start in range(0, w.shape[0], GPTQ_BLOCK):
+        end = min(start + GPTQ_BLOCK, w.shape[0])
+        errors = torch.empty_like(w[start:end])
         for j in range(start, end):
-            codes[:, j] = (w[:, j] / scale).round().clamp(fmt.qmin, fmt.qmax)
-            error = (w[:, j] - scale * codes[:, j]) / upper[j, j]
-            w[:, j:end] -= error[:, None] * upper[j, j:end]
-            errors[:, j - start] = error
-        w[:, end:] -= errors @ upper[start:end, end:]
+            codes[j] = (w[j] / scale).round_().clamp_(fmt.qmin, fmt.qmax)
+            errors[j - start] = (w[j] - scale * codes[j]) / upper[j, j]
+            w[j:end].addr_(upper[j, j:end], errors[j - start], alpha=-1)
+        w[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     return codes
 
 
 def _descend(w: Tensor, codes: Tensor, scale: Tensor, fmt: Format, moment: Tensor) -> Tensor:
-    """One sweep of coordinate descent: each column to its optimum given all the others."""
+    """One sweep of coordinate descent: each column to its optimum given all the others.
+
+    Shapes as in :func:`_gptq`; ``moment`` is (K, K).
+    """
     codes = codes.clone()
-    gradient = (w - scale[:, None] * codes) @ moment
-    for start in range(0, w.shape[1], GPTQ_BLOCK):
-        end = min(start + GPTQ_BLOCK, w.shape[1])
-        local, before = gradient[:, start:end].clone(), codes[:, start:end].clone()
+    gradient = moment @ (w - scale * codes)
+    for start in range(0, w.shape[0], GPTQ_BLOCK):
+        end = min(start + GPTQ_BLOCK, w.shape[0])
+        local, before = gradient[start:end].clone(), codes[start:end].clone()
         for j in range(start, end):
-            step = (local[:, j - start] / (moment[j, j] * scale)).add_(codes[:, j])
+            step = (local[j - start] / (moment[j, j] * scale)).add_(codes[j])
             new = step.round_().clamp_(fmt.qmin, fmt.qmax)
-            change = scale * (new - codes[:, j])
-            codes[:, j] = new
-            local -= change[:, None] * moment[j, start:end]
-        moved = scale[:, None] * (codes[:, start:end] - before)
-        gradient -= moved @ moment[start:end]
+            local.addr_(moment[start:end, j], scale * (new - codes[j]), alpha=-1)
+            codes[j] = new
+        moved = scale * (codes[start:end] - before)
+        gradient.addmm_(moment[:, start:end], moved, alpha=-1)
     return codes
 
 
 def _refit_scale(w: Tensor, codes: Tensor, scale: Tensor, moment: Tensor) -> Tensor:
     """The scale that minimizes the objective for these codes: ``(w M c)/(c M c)``."""
-    cm = codes @ moment
-    top, bottom = (cm * w).sum(1), (cm * codes).sum(1)
+    mc = moment @ codes
+    top, bottom = (mc * w).sum(0), (mc * codes).sum(0)
     fitted = top / bottom.clamp_min(torch.finfo(w.dtype).tiny)
     return torch.where((bottom > 0) & (fitted > 0), fitted, scale)

@@ -43,6 +43,9 @@ def output_error(weight: Tensor, codes: Tensor, scale: Tensor, moment: Tensor) -
 def search_scale(weight: Tensor, fmt: Format, moment: Tensor) -> Tensor:
     """The best scale of a grid below min–max, for nearest rounding.
 
+    Only the diagonal of ``moment`` counts, so that a step costs N · K: errors of different columns
+    are taken as independent, which for nearest rounding they nearly are.
+
     Args:
         weight: (N, K) float.
         fmt: format of the codes.
@@ -51,12 +54,13 @@ def search_scale(weight: Tensor, fmt: Format, moment: Tensor) -> Tensor:
     Returns:
         (N,) fp32.
     """
-    largest = minmax_scale(weight, fmt)
+    largest, importance = minmax_scale(weight, fmt), moment.diagonal().to(weight.dtype)
     best_scale = largest
     best_error = torch.full_like(largest, torch.inf, dtype=weight.dtype)
     for fraction in SHRINK:
         scale = largest * fraction
-        error = output_error(weight, round_nearest(weight, scale, fmt), scale, moment)
+        codes = round_nearest(weight, scale, fmt).to(weight.dtype)
+        error = (weight - codes * scale.to(weight.dtype)[:, None]).square() @ importance
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
