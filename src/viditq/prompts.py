@@ -1,4 +1,4 @@
-"""Prompt files: UTF-8 text, one prompt a line; blank lines and lines with # in front are skipped."""
+"""Prompt files: UTF-8, one prompt a line; blank lines and lines beginning with # are skipped."""
 
 import hashlib
 from collections.abc import Sequence

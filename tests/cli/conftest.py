@@ -22,7 +22,7 @@ def viditq():
 class Unlearned(Judge):
     """Features of random weights; sees the same star in everything, of any size."""
 
-    def read(self, samples, batch_size=64):  # noqa: ARG002
+    def read(self, samples, batch_size=64):
         return [{"shape": "star"}] * len(samples)
 
 

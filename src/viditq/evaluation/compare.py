@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 
 from viditq import checkpoint, pipelines
 from viditq.errors import InputError, PipelineError
@@ -171,7 +170,7 @@ def partial_folder(out: str | Path) -> Path:
 def _quantized_paths(float_path: Path, sources: Sequence[str | Path]) -> dict[str, Path]:
     if not sources:
         raise InputError("Name at least one quantized directory to compare.")
-    wanted = _pipeline_class(float_path)
+    wanted = pipelines.read_index(float_path)["_class_name"]
     paths: dict[str, Path] = {}
     for source in sources:
         path = pipelines.resolve(source).resolve()
@@ -180,14 +179,10 @@ def _quantized_paths(float_path: Path, sources: Sequence[str | Path]) -> dict[st
                 f"The name {path.name} stands for two pipelines; results are told apart by the "
                 "directory's name, so rename one."
             )
-        if (found := _pipeline_class(path)) != wanted:
+        if (found := pipelines.read_index(path)["_class_name"]) != wanted:
             raise PipelineError(f"{path} is a {found}, the float pipeline a {wanted}.")
         paths[path.name] = path
     return paths
-
-
-def _pipeline_class(path: Path) -> str:
-    return str(DiffusionPipeline.load_config(path).get("_class_name"))
 
 
 def _prompts(prompts: Sequence[str] | None, bundled: str | None, num: int) -> list[str]:

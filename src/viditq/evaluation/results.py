@@ -112,12 +112,14 @@ class Comparison(_Value):
         results: One per quantized directory, in the order given.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+    )
 
     schema_version: Literal[1] = 1
     pipeline: str
     kind: Literal["image", "video"]
-    float_: FloatResult = Field(alias="float")
+    float_: FloatResult = Field(validation_alias="float", serialization_alias="float")
     float_bf16: Result | None = None
     results: tuple[Result, ...]
     provenance: Provenance
