@@ -59,7 +59,7 @@ def check_replaceable(path: str | Path, *, marker: str, overwrite: bool = False)
         )
     if not overwrite:
         raise InputError(
-            f"{path} holds an earlier output; add --overwrite to replace it or name a new directory."
+            f"{path} holds an earlier output; replace it with --overwrite or name a new directory."
         )
 
 
