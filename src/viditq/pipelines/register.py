@@ -16,6 +16,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
 from viditq.checkpoint import QUANT_METHOD, parse_config
+from viditq.errors import CheckpointError
 from viditq.nn import FP32_TENSORS, QuantLinear, replace_
 from viditq.plan import Plan
 
@@ -56,6 +57,16 @@ class ViditqQuantizer(DiffusersQuantizer):
         **kwargs: Any,  # noqa: ARG002
     ) -> bool:
         return isinstance(model.get_submodule(param_name.rpartition(".")[0]), QuantLinear)
+
+    def check_quantized_param_shape(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, param_name: str, current_param: Tensor, loaded_param: Tensor
+    ) -> bool:
+        if current_param.shape != loaded_param.shape:
+            raise CheckpointError(
+                f"{param_name} has shape {tuple(loaded_param.shape)}, expected "
+                f"{tuple(current_param.shape)}."
+            )
+        return True
 
     def create_quantized_param(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
