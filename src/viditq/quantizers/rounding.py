@@ -32,7 +32,7 @@ def round_gptq(
     sweeps: int,
     damping: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """Second-order rounding.
+    """Second-order rounding; the damped objective is never above that of the nearest codes.
 
     Args:
         weight: (N, K) float.
@@ -40,26 +40,42 @@ def round_gptq(
         fmt: format of the codes.
         moment: (K, K) second moment (or covariance) of the input.
         sweeps: rounds of coordinate descent with refitted scales; 0 for GPTQ alone.
-        damping: added to the diagonal, as a share of its mean.
+        damping: added to the diagonal, as a share of its mean; more if ``moment`` asks for it.
 
     Returns:
         codes (N, K) int8 and scale (N,) fp32.
     """
-    m = moment.double()
-    diagonal = m.diagonal()
-    m = m + torch.diag(torch.full_like(diagonal, damping * diagonal.mean().item() + 1e-30))
-    order = m.diagonal().argsort(descending=True)
-    m = m[order][:, order]
+    order = moment.diagonal().argsort(descending=True)
+    m, factor = _factorize(moment[order][:, order].double(), damping)
     # The factorization needs fp64; what follows is sums of a few hundred terms, and fp32 will do.
     # Weight and codes are held as (K, N), so that a column of the layer is contiguous.
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(m))
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True).float()
     w, m, s = weight.float().T[order], m.float(), scale.float()
-    codes = _gptq(w, s, fmt, upper)
+    codes, nearest = _gptq(w, s, fmt, upper), (w / s).round_().clamp_(fmt.qmin, fmt.qmax)
+    # Clipping now and then leads GPTQ astray. With a, b the residuals of the two,
+    # a M a - b M b = (a - b) M (a + b).
+    difference = (m @ (s * (nearest - codes)) * (2 * w - s * (codes + nearest))).sum(0)
+    codes = torch.where(difference > 0, nearest, codes)
     for _ in range(sweeps):
         s = _refit_scale(w, codes, s, m)
         codes = _descend(w, codes, s, fmt, m)
     return codes[order.argsort()].T.to(torch.int8).contiguous(), s
+
+
+def _factorize(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """The damped moment (K, K) fp64 and its lower Cholesky factor.
+
+    A covariance that was taken in fp32 may have negative eigenvalues, as large as the rounding of
+    the mean it lost: then the damping grows until they are gone.
+    """
+    size = moment.diagonal().abs().mean() + 1e-30
+    for growth in range(12):
+        share = damping * 10**growth
+        damped = moment + share * size * torch.eye(len(moment), device=moment.device)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return damped, factor
+    raise AssertionError("the moment is not finite")
 
 
 def _gptq(w: Tensor, scale: Tensor, fmt: Format, upper: Tensor) -> Tensor:
