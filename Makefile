@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup
 	@touch $@
 
 demo: setup
-	$(BIN)/viditq demo --out demo-report
+	$(BIN)/viditq demo --out demo-report --overwrite
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)

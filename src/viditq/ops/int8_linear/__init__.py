@@ -4,24 +4,12 @@ import torch
 from torch import Tensor
 
 from viditq.ops.int8_linear import reference
+from viditq.ops.registration import register_op
 
 __all__ = ["int8_linear"]
 
 
-@torch.library.custom_op("viditq::int8_linear", mutates_args=())
-def _int8_linear(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    return reference.int8_linear(x, x_scale, weight, scale, bias, dtype)
-
-
-@_int8_linear.register_fake
-def _(
+def _shape(
     x: Tensor,
     x_scale: Tensor,  # noqa: ARG001
     weight: Tensor,
@@ -30,6 +18,14 @@ def _(
     dtype: torch.dtype,
 ) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+_int8_linear = register_op(
+    "int8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor scale, Tensor? bias, "
+    "ScalarType dtype) -> Tensor",
+    reference.int8_linear,
+    _shape,
+)
 
 
 def int8_linear(

@@ -5,26 +5,25 @@ from torch import Tensor
 
 from viditq.ops.quantize_rows import reference
 from viditq.ops.quantize_rows.reference import balance_rows
+from viditq.ops.registration import register_op
 
 __all__ = ["balance_rows", "quantize_rows"]
 
 
-@torch.library.custom_op("viditq::quantize_rows", mutates_args=())
-def _quantize_rows(
-    x: Tensor, smooth: Tensor | None, hadamard: int, bits: int
-) -> tuple[Tensor, Tensor]:
-    # Codes are contiguous whatever the layout of x, as the shape function below promises.
-    return reference.quantize_rows(x.contiguous(), smooth, hadamard, bits)
-
-
-@_quantize_rows.register_fake
-def _(
+def _shape(
     x: Tensor,
     smooth: Tensor | None,  # noqa: ARG001
     hadamard: int,  # noqa: ARG001
     bits: int,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
+
+
+_quantize_rows = register_op(
+    "quantize_rows(Tensor x, Tensor? smooth, int hadamard, int bits) -> (Tensor, Tensor)",
+    reference.quantize_rows,
+    _shape,
+)
 
 
 def quantize_rows(

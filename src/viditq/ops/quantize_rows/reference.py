@@ -33,4 +33,4 @@ def quantize_rows(
     scale = (balanced.abs().amax(-1) / qmax).to(torch.float32)
     steps = balanced / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     codes = steps.round().clamp(-qmax, qmax).nan_to_num(nan=0.0)
-    return codes.to(torch.int8), scale
+    return codes.to(torch.int8, memory_format=torch.contiguous_format), scale

@@ -4,19 +4,20 @@ import torch
 from torch import Tensor
 
 from viditq.ops.quantize_tensor import reference
+from viditq.ops.registration import register_op
 
 __all__ = ["quantize_tensor"]
 
 
-@torch.library.custom_op("viditq::quantize_tensor", mutates_args=())
-def _quantize_tensor(x: Tensor, scale: Tensor, bits: int) -> Tensor:
-    # Contiguous whatever the layout of x, as in quantize_rows.
-    return reference.quantize_tensor(x.contiguous(), scale, bits)
-
-
-@_quantize_tensor.register_fake
-def _(x: Tensor, scale: Tensor, bits: int) -> Tensor:  # noqa: ARG001
+def _shape(x: Tensor, scale: Tensor, bits: int) -> Tensor:  # noqa: ARG001
     return x.new_empty(x.shape, dtype=torch.int8)
+
+
+_quantize_tensor = register_op(
+    "quantize_tensor(Tensor x, Tensor scale, int bits) -> Tensor",
+    reference.quantize_tensor,
+    _shape,
+)
 
 
 def quantize_tensor(x: Tensor, scale: Tensor, bits: int = 8) -> Tensor:

@@ -14,4 +14,5 @@ def quantize_tensor(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     """(M, K) float, scale () fp32 -> codes (M, K) int8, saturated at ±qmax, NaN as 0."""
     qmax = 2 ** (bits - 1) - 1
     steps = x.to(torch.float32) / scale.clamp_min(torch.finfo(torch.float32).tiny)
-    return steps.round().clamp(-qmax, qmax).nan_to_num(nan=0.0).to(torch.int8)
+    codes = steps.round().clamp(-qmax, qmax).nan_to_num(nan=0.0)
+    return codes.to(torch.int8, memory_format=torch.contiguous_format)
