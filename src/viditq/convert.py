@@ -18,7 +18,7 @@ from viditq.nn import QuantLinear, planned_layers
 from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
 from viditq.quantizers import minmax_scale, pack, round_gptq, round_nearest, search_scale
-from viditq.stats import LayerStats
+from viditq.stats import LayerStats, stats_of
 
 __all__ = [
     "balance_for",
@@ -52,15 +52,18 @@ def quantize_(
     Raises:
         PlanError: the plan names a layer that the model does not have, or layers that share an
             input with different balancing.
+        CalibrationError: the statistics are of another model.
         PipelineError: a weight holds NaN or inf.
     """
     infos = planned_layers(model, plan)
     check_finite(model, infos.values())
     groups = group_layers(infos.values())
+    for group in groups.values():
+        _check_agreement([plan.layers[info.name] for info in group], group[0].name)
     diagnostics: dict[str, LayerDiagnostics] = {}
     for name, group in track(groups.items(), "quantize", len(groups)):
         linears = [linear_named(model, info.name) for info in group]
-        layer_stats = stats[name].to(linears[0].weight.device)
+        layer_stats = stats_of(stats, name, group[0].in_features).to(linears[0].weight.device)
         plans = [plan.layers[info.name] for info in group]
         balance = balance_for(plans, linears, layer_stats)
         inputs = LayerDiagnostics.activations(
@@ -190,12 +193,18 @@ def balance_for(
         linears: the readers, weights (N_i, K).
         stats: of the input.
     """
-    if len({(p.smooth, p.hadamard) for p in plans}) != 1:
-        raise PlanError("Layers that read the same input need the same smooth and hadamard.")
     weight_amax = torch.cat([_weight(linear) for linear in linears]).abs().amax(0)
     return make_balance(
         stats.step_amax, weight_amax, alpha=plans[0].smooth, hadamard=plans[0].hadamard
     )
+
+
+def _check_agreement(plans: Sequence[LayerPlan], name: str) -> None:
+    """:class:`PlanError` if the readers of the input of ``name`` are to balance it differently."""
+    if len({(p.smooth, p.hadamard) for p in plans}) != 1:
+        raise PlanError(
+            f"{name} and the layers that read the same input need the same smooth and hadamard."
+        )
 
 
 def check_finite(model: nn.Module, infos: Iterable[LayerInfo]) -> None:

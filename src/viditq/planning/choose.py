@@ -17,7 +17,7 @@ from viditq.errors import PlanError
 from viditq.models import adapter_for
 from viditq.plan import LayerPlan, Plan, Recipe
 from viditq.progress import Track, quiet
-from viditq.stats import LayerStats
+from viditq.stats import LayerStats, stats_of
 
 __all__ = ["make_plan"]
 
@@ -46,7 +46,8 @@ def make_plan(
         best = options[0]
         if len(options) > 1:
             linears = [linear_named(model, info.name) for info in group]
-            layer_stats = stats[name].to(linears[0].weight.device)
+            layer_stats = stats_of(stats, name, group[0].in_features)
+            layer_stats = layer_stats.to(linears[0].weight.device)
             best = min(options, key=lambda plans: _output_error(linears, plans, layer_stats))
         chosen |= {info.name: plan for info, plan in zip(group, best, strict=True)}
     return Plan(model=adapter.name, recipe=recipe.name, layers=chosen)
