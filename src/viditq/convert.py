@@ -56,7 +56,7 @@ def quantize_(
         PipelineError: a weight holds NaN or inf.
     """
     infos = planned_layers(model, plan)
-    check_finite(model, infos.values())
+    check_finite(model)
     groups = group_layers(infos.values())
     for group in groups.values():
         _check_agreement([plan.layers[info.name] for info in group], group[0].name)
@@ -207,12 +207,12 @@ def _check_agreement(plans: Sequence[LayerPlan], name: str) -> None:
         )
 
 
-def check_finite(model: nn.Module, infos: Iterable[LayerInfo]) -> None:
-    """:class:`PipelineError` naming the first layer whose weight holds NaN or inf."""
-    for info in infos:
-        if not torch.isfinite(linear_named(model, info.name).weight).all():
+def check_finite(model: nn.Module) -> None:
+    """:class:`PipelineError` naming the first parameter of ``model`` that holds NaN or inf."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
             raise PipelineError(
-                f"The weight of {info.name} holds NaN or inf; quantize a sound checkpoint."
+                f"The transformer's {name} holds NaN or inf; quantize a sound checkpoint."
             )
 
 

@@ -18,7 +18,7 @@ import viditq
 from viditq import checkpoint
 from viditq.calibration import CalibrationSet, model_fingerprint, move, observe
 from viditq.checkpoint import Provenance
-from viditq.convert import quantize_
+from viditq.convert import check_finite, quantize_
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
@@ -32,6 +32,9 @@ from viditq.prompts import read_prompts
 from viditq.zoo import catalog
 
 __all__ = ["calibration_prompts", "quantize"]
+
+MARKER = f"{TRANSFORMER}/{checkpoint.LAYERS}"
+"""What only an output of :func:`quantize` has: a float pipeline is never replaced."""
 
 DEFAULT_PROMPTS = 16
 MEASURED_CALLS = 8
@@ -77,7 +80,7 @@ def quantize(
         ViditqError: one of its kinds, with a sentence that says what to do; nothing is written.
     """
     out = Path(out)
-    check_replaceable(out, marker=INDEX, overwrite=overwrite)
+    check_replaceable(out, marker=MARKER, overwrite=overwrite)
     recipe = load_recipe(preset)
     folder = resolve(source)
     index = read_index(folder)
@@ -85,13 +88,15 @@ def quantize(
         raise PipelineError(f"{source} is quantized already; quantize the float pipeline.")
     pipe = load(folder, device)
     model = pipe.transformer
-    work = Path(calibration) if calibration else out.with_name(f"{out.name}.calibration")
+    check_finite(model)
+    beside = out.resolve()
+    work = Path(calibration or beside.with_name(f"{beside.name}.calibration"))
     stats_folder = work / "stats"
 
     def run_record() -> CalibrationSet:
         return record(
             pipe,
-            prompts or calibration_prompts(source),
+            calibration_prompts(source) if prompts is None else prompts,
             work / "recorded",
             source=str(source),
             seed=seed,
@@ -183,7 +188,7 @@ def _write(
     overwrite: bool,
 ) -> None:
     """The float pipeline's directory with a quantized transformer, whole or not at all."""
-    with atomic_directory(out, marker=INDEX, overwrite=overwrite) as part:
+    with atomic_directory(out, marker=MARKER, overwrite=overwrite) as part:
         shutil.copy2(folder / INDEX, part / INDEX)
         for name in index:
             if (folder / name).is_dir() and name != TRANSFORMER:

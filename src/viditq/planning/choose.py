@@ -35,7 +35,7 @@ def make_plan(
     """
     adapter = adapter_for(model)
     infos = adapter.layers(model)
-    check_finite(model, infos.values())
+    check_finite(model)
     candidates = recipe.resolve({name: info.role for name, info in infos.items()})
     if not candidates:
         raise PlanError(f"The recipe {recipe.name!r} leaves every layer of the model float.")
