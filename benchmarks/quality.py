@@ -4,9 +4,9 @@ docs/results.md.
     python benchmarks/quality.py --num 64 --work quality
 
 Each pipeline is quantized with every preset from one calibration set and compared with its fp32
-samples at the same seeds. ``benchmarks/results/quality-PIPELINE.json`` gets the numbers with hardware
-and versions, and the tables are printed. Samples and calibrations stay in ``--work``: a run that was
-stopped goes on, and ``--work`` may be deleted afterwards.
+samples at the same seeds. The numbers, with hardware and versions, go to
+``benchmarks/results/quality-PIPELINE.json``; the tables are printed. Samples and calibrations stay
+in ``--work``: a run that was stopped goes on, and the folder may be deleted afterwards.
 """
 
 import argparse
@@ -91,11 +91,11 @@ def table(data: dict) -> str:
         (f"`{r['name']}`", r) for r in data["results"]
     ]
     for name, result in rows:
-        judge = result["judge"]
+        judge, psnr = result["judge"], result["psnr_db_ci"]
         low, high = (100 * bound for bound in judge["same_as_float_ci"])
         lines.append(
             f"| {name} | {result['weight_bits']:.2f} "
-            f"| {result['psnr_db']:.2f} [{result['psnr_db_ci'][0]:.2f}, {result['psnr_db_ci'][1]:.2f}] "
+            f"| {result['psnr_db']:.2f} [{psnr[0]:.2f}, {psnr[1]:.2f}] "
             f"| {result['ssim']:.4f} | {result['feature_distance']:.4f} "
             f"| {100 * judge['same_as_float']:.1f} % [{low:.1f}, {high:.1f}] |"
         )
@@ -103,7 +103,8 @@ def table(data: dict) -> str:
     for gain in data["gains"]:
         low, high = gain["psnr_db_ci"]
         lines.append(
-            f"- {gain['of']} over {gain['over']}: {gain['psnr_db']:+.2f} dB [{low:+.2f}, {high:+.2f}]"
+            f"- {gain['of']} over {gain['over']}: "
+            f"{gain['psnr_db']:+.2f} dB [{low:+.2f}, {high:+.2f}]"
         )
     return "\n".join(lines) + "\n"
 
