@@ -12,21 +12,25 @@ __all__ = ["comparison_table", "layer_table"]
 
 
 def comparison_table(comparison: "Comparison") -> Table:
-    """One row per pipeline: bits, size, PSNR with its interval, SSIM, what the judge reads."""
+    """One row per pipeline.
+
+    Columns: true bits a weight, size against bf16, PSNR to float and its 95 % interval, SSIM, feature
+    distance, and the share of samples that the judge reads as it reads the float sample.
+    """
     judged = comparison.float_.judge is not None
     table = Table(title=comparison.pipeline, box=None, title_justify="left", title_style="bold")
-    table.add_column("")
-    for name in ("bits", "× bf16 size", "PSNR dB", "95 %", "SSIM", "feature distance"):
-        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    for name in ("bits", "size", "PSNR dB", "95 %", "SSIM", "distance"):
+        table.add_column(name, justify="right", no_wrap=True)
     if judged:
-        table.add_column("read as float", justify="right")
+        table.add_column("as float", justify="right", no_wrap=True)
     yardstick = [comparison.float_bf16] if comparison.float_bf16 else []
     for result in (*yardstick, *comparison.results):
         low, high = result.psnr_db_ci
         cells = [
             result.name,
             f"{result.weight_bits:.2f}",
-            f"{result.size_bytes / result.float_size_bytes:.2f}",
+            f"{result.size_bytes / result.float_size_bytes:.2f}×",
             f"{result.psnr_db:.1f}",
             f"{low:.1f}–{high:.1f}",
             f"{result.ssim:.4f}",

@@ -9,12 +9,21 @@ __all__ = ["FILTERS", "best", "other_reading", "verdict"]
 
 
 def verdict(comparison: Comparison) -> list[dict[str, str]]:
-    """One or two findings, nearest first: what it is, the result's name, and facts about it."""
+    """The nearest of all, and the nearest among the smallest when that is another one.
+
+    Each finding has ``what`` was found, the ``name`` of the result, ``facts`` and a ``detail``.
+    Results within a tenth of the fewest bits count as the smallest: scales make the difference.
+    """
     nearest = max(comparison.results, key=lambda result: result.psnr_db)
-    smallest = min(comparison.results, key=lambda result: (result.weight_bits, -result.psnr_db))
+    fewest = min(result.weight_bits for result in comparison.results)
+    smallest = max(
+        (result for result in comparison.results if result.weight_bits <= 1.1 * fewest),
+        key=lambda result: result.psnr_db,
+    )
     findings = [_finding("Nearest to float", nearest, comparison)]
     if smallest.name != nearest.name:
-        findings.append(_finding("Smallest", smallest, comparison))
+        what = f"Nearest in about {smallest.weight_bits:.0f} bits"
+        findings.append(_finding(what, smallest, comparison))
     return findings
 
 
