@@ -14,8 +14,8 @@ __all__ = ["comparison_table", "layer_table"]
 def comparison_table(comparison: "Comparison") -> Table:
     """One row per pipeline.
 
-    Columns: true bits a weight, size against bf16, PSNR to float and its 95 % interval, SSIM, feature
-    distance, and the share of samples that the judge reads as it reads the float sample.
+    Columns: true bits a weight, size against bf16, PSNR to float and its 95 % interval, SSIM,
+    feature distance, and the share of samples that the judge reads as it reads the float sample.
     """
     judged = comparison.float_.judge is not None
     table = Table(title=comparison.pipeline, box=None, title_justify="left", title_style="bold")
