@@ -54,7 +54,7 @@ def compare(
 
         viditq compare ./PixArt-Sigma sigma-w8a8 --prompts prompts.txt --device cuda --out c
     """
-    with session("The samples so far are kept; the same command goes on from there.") as track:
+    with session(f"Samples so far are kept beside {out}; the same command goes on.") as track:
         from viditq import evaluation
         from viditq.prompts import read_prompts
         from viditq.report import write_report

@@ -37,7 +37,7 @@ def quantize(
 
         viditq quantize ./PixArt-Sigma --prompts prompts.txt --device cuda --out sigma-w8a8
     """
-    with session("The calibration so far is kept; the same command goes on from there.") as track:
+    with session(f"The calibration is kept beside {out}; the same command goes on.") as track:
         from viditq import checkpoint, pipelines
         from viditq.prompts import read_prompts
 

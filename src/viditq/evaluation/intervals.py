@@ -8,35 +8,31 @@ These intervals speak about other seeds and prompts of the same kind, nothing el
 prompt sets, other steps, or another calibration.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 __all__ = ["Interval", "bootstrap_mean", "wilson"]
 
 Interval = tuple[float, float]
 _RESAMPLES = 4000
-_Z = 1.959964  # the 97.5 % point of the normal distribution
 
 
-def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval:
+def bootstrap_mean(values: Sequence[float]) -> Interval:
     """Percentile bootstrap interval of the mean of ``values`` (at least one).
 
     One value alone gives no idea of the spread: the interval is then (value, value).
     """
-    data = np.asarray(values, dtype=np.float64)
-    assert data.size > 0
-    draws = np.random.default_rng(seed).integers(0, data.size, (_RESAMPLES, data.size))
-    low, high = np.quantile(data[draws].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
+    if len(values) == 1:
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=0
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def wilson(successes: int, trials: int) -> Interval:
     """Wilson's score interval of a share, ``successes`` of ``trials`` (at least one)."""
-    assert 0 <= successes <= trials
-    assert trials > 0
-    share, z2 = successes / trials, _Z * _Z
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
