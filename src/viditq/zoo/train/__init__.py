@@ -1,0 +1,1 @@
+"""How the bundled pipelines and their judge were trained: ``python -m viditq.zoo.train --help``."""
