@@ -12,6 +12,7 @@ from viditq.report.page import REPORT_FILE, write_report
 __all__ = ["PRESETS", "run_demo"]
 
 PRESETS = ("w8a8-naive", "w8a8", "w4a8-naive", "w4a8")
+_CALIBRATION_PROMPTS = 8  # half of what quantize takes: this is to be seen within minutes
 
 
 def run_demo(
@@ -72,6 +73,7 @@ def _compare_presets(
             name,
             folder / preset,
             preset=preset,
+            prompts=pipelines.calibration_prompts(name, _CALIBRATION_PROMPTS),
             steps=steps,
             device=device,
             calibration=calibration,
