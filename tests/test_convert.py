@@ -109,6 +109,20 @@ def test_bias_correction_removes_the_mean_error(weight, rounding, bias):
     assert mean_error(False) > 100 * mean_error(True)
 
 
+def test_rounding_does_not_mind_the_mean_error_that_the_bias_takes():
+    """On an input with a large offset the rest of the weight's error is smaller for it."""
+    linear, x = nn.Linear(36, 16), tokens(36, 500) + 30 * torch.randn(36)
+
+    def rest(correct: bool) -> float:
+        plan = LayerPlan(weight="int4", rounding="gptq", bias_correction=correct)
+        layer = readers_of([linear], plan, statistics(x))[0]
+        codes = unpack(layer.weight, plan.weight_format, 36)
+        error = (x - x.mean(0)) @ (codes * layer.scale[:, None] - linear.weight).T
+        return error.square().mean().item()
+
+    assert rest(True) < 0.8 * rest(False)
+
+
 def test_readers_of_one_input_share_its_smooth_vector():
     """It balances the input against all of them: the largest weight of each column counts."""
     plan = LayerPlan(weight="int4", smooth=0.5, hadamard=4)
