@@ -200,6 +200,11 @@ def is_quantized(folder: str | Path) -> bool:
 def read_config(folder: str | Path) -> tuple[dict[str, Any], QuantizationConfig]:
     """``config.json`` as it is, and its validated ``quantization_config``."""
     path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds no quantized pipeline (there is no {path}); name a directory that "
+            f"`viditq quantize` wrote."
+        )
     raw = _read_object(path, "a model's configuration")
     entry = _entry(raw)
     if entry.get("quant_method") != QUANT_METHOD:
