@@ -43,4 +43,6 @@ def generate(
         write_sample(sample, out)
         settings = {"prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance}
         write_json(json, {"out": str(out), "shape": list(sample.shape), **settings})
-        say(f"{out}: {' × '.join(str(side) for side in sample.shape[:-1])} pixels, seed {seed}.")
+        *frames, height, width, _ = sample.shape
+        what = f"{frames[0]} frames of {width}×{height}" if frames else f"{width}×{height}"
+        say(f"{out}: {what} pixels, seed {seed}.")
