@@ -119,12 +119,15 @@ def _columns(comparison: Comparison) -> list[Column]:
 def _shown(comparison: Comparison) -> list[tuple[int, str]]:
     """The first samples, and the one that quantization changed most, wherever it is."""
     count = comparison.provenance.num
+    columns = len(_columns(comparison))
+    most = max(2, min(_SHOWN, count, _PICTURES // columns))
     nearest = max(comparison.results, key=lambda result: result.psnr_db)
     worst = min(nearest.samples, key=lambda row: row.psnr_db or 0.0).index
-    first = list(range(min(count, _SHOWN - 1 if worst >= _SHOWN - 1 else _SHOWN)))
+    shown = list(range(min(count, most)))
+    if worst not in shown:
+        shown[-1] = worst
     note = f"the sample that {nearest.name} changed most, of {count}"
-    shown = [(index, note if index == worst and count > 1 else "") for index in first]
-    return shown if worst in first else [*shown, (worst, note)]
+    return [(index, note if index == worst and count > 1 else "") for index in shown]
 
 
 def _sample_row(
