@@ -26,9 +26,8 @@ __all__ = ["REPORT_FILE", "SHEET_FILE", "write_report"]
 
 REPORT_FILE = "report.html"
 SHEET_FILE = "sheet.png"
-_SHOWN = (
-    6  # prompts in full view: with six pipelines the 36 films that a phone's browser still plays
-)
+_SHOWN = 6  # prompts
+_PICTURES = 40  # in all, about: a phone's browser plays no more films than that
 _TONES = 6  # colours in style.css
 
 
