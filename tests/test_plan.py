@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from checks import refuses
 from viditq.errors import PlanError
-from viditq.plan import ROLES, LayerPlan, Plan, Recipe, list_presets, load_recipe
+from viditq.plan import ROLES, LayerPlan, Plan, Recipe, Rule, list_presets, load_recipe
 
 NAMES = {
     "blocks.0.to_q": "self_attn.qkv",
@@ -245,3 +245,9 @@ class TestLoadRecipe:
         for source in ("w3a3", tmp_path, tmp_path / "absent.toml"):
             with refuses(PlanError, str(source), "w4a8", ".toml"):
                 load_recipe(source)
+
+
+def test_a_pattern_that_matches_no_layer_is_refused():
+    recipe = Recipe(name="own", rule=[Rule(layers=["transformer_block.0.*"], float=True)])
+    with refuses(PlanError, "own", "transformer_block.0.*", "transformer_blocks.0.attn1.to_q"):
+        recipe.resolve({"transformer_blocks.0.attn1.to_q": "self_attn.qkv"})

@@ -22,7 +22,7 @@ from viditq.diagnostics import LayerDiagnostics
 from viditq.errors import CheckpointError
 from viditq.files import write_atomic
 from viditq.models import adapter_for, adapter_named
-from viditq.nn import FP32_TENSORS, replace_
+from viditq.nn import FP32_TENSORS, QuantLinear, replace_
 from viditq.plan import Plan, validation_sentence
 
 __all__ = [
@@ -116,6 +116,7 @@ def save(
     *,
     diagnostics: Mapping[str, LayerDiagnostics],
     provenance: Provenance | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a quantized transformer.
 
@@ -126,10 +127,16 @@ def save(
         plan: what :func:`viditq.convert.quantize_` was given.
         diagnostics: what it returned.
         provenance: where the checkpoint comes from.
+        dtype: cast what is outside the quantized layers to it, in place; ``None`` leaves it.
     """
     folder = Path(folder)
     config = QuantizationConfig(plan=plan.to_json(), provenance=provenance)
     set_config(model, config)
+    if dtype is not None:
+        for module in model.modules():
+            if not isinstance(module, QuantLinear):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(dtype)
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)  # pyright: ignore
     layers = {name: layer.model_dump() for name, layer in diagnostics.items()}
     sidecar = {"schema_version": SCHEMA_VERSION, "layers": layers}

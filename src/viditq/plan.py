@@ -195,6 +195,13 @@ class Recipe(_Value):
             roles: role of each layer, by qualified name.
         """
         resolved: dict[str, list[LayerPlan]] = {}
+        for rule in self.rule:
+            for pattern in rule.layers:
+                if not fnmatch.filter(roles, pattern):
+                    raise PlanError(
+                        f"Recipe {self.name}: no layer of the model matches {pattern!r}; layers "
+                        f"are called like {next(iter(roles), '')}."
+                    )
         for name, role in roles.items():
             fields = self.default.model_dump(exclude_none=True)
             keep_float = False

@@ -12,7 +12,8 @@ from viditq.balancing import smooth_scale, static_profile
     k=st.sampled_from([1, 7, 64]),
     alpha=st.floats(0, 1),
     seed=st.integers(0, 2**16),
-    spread=st.integers(0, 12),
+    # Two decades on each side stay within the bounds, twelve do not.
+    spread=st.sampled_from([0, 1, 2, 12]),
 )
 def test_positive_with_geometric_mean_one(k, alpha, seed, spread):
     generator = torch.Generator().manual_seed(seed)
@@ -22,7 +23,9 @@ def test_positive_with_geometric_mean_one(k, alpha, seed, spread):
     s = smooth_scale(activation, weight, alpha)
     assert (s.dtype, s.shape) == (torch.float32, (k,))
     assert torch.all(torch.isfinite(s) & (s > 0))
-    assert s.double().log().mean().abs() < 1e-5
+    assert torch.all((s >= 1 / 256) & (s <= 256))
+    if spread <= 2:
+        assert s.double().log().mean().abs() < 1e-5
 
 
 def test_alpha_says_whose_channels_become_even():

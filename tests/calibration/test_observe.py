@@ -40,16 +40,18 @@ def assert_same(stats, other) -> None:
 
 @torch.inference_mode()
 def tokens(model, calls, name: str) -> dict[int, torch.Tensor]:
-    """All tokens that reach the layer, by step: the long way, with nothing of the library."""
+    """All valid tokens that reach the layer, by step: the long way."""
     seen: list[torch.Tensor] = []
     layer = model.get_submodule(name)
     handle = layer.register_forward_pre_hook(
-        lambda module, arguments: seen.append(arguments[0].reshape(-1, module.in_features).clone())
+        lambda module, arguments: seen.append(arguments[0].clone())
     )
     by_step: dict[int, list[torch.Tensor]] = {}
     for call in calls:
         model(**move(call.arguments, "cpu"))
-        by_step.setdefault(call.step, []).append(seen.pop())
+        x, mask = seen.pop(), call.arguments.get("encoder_attention_mask")
+        valid = x[mask.bool()] if "attn2.to_k" in name and mask is not None else x
+        by_step.setdefault(call.step, []).append(valid.reshape(-1, layer.in_features))
     handle.remove()
     return {step: torch.cat(parts).double() for step, parts in by_step.items()}
 
@@ -75,6 +77,17 @@ def test_they_are_those_of_all_tokens(model, calls, stats, suffix):
     torch.testing.assert_close(layer.second_moment.double(), x.T @ x / len(x), **tolerance)
     amax = torch.stack([by_step[step].abs().amax(0) for step in stats.steps])
     torch.testing.assert_close(layer.step_amax.double(), amax, **tolerance)
+
+
+def test_padding_of_captions_does_not_count(model, calls, stats, kind):
+    """PixArt pads every caption to one length; Latte cuts the padding off before the model."""
+    counted = stats["transformer_blocks.0.attn2.to_k"].count.item()
+    captions = [call.arguments["encoder_hidden_states"] for call in calls]
+    tokens = sum(c.shape[0] * c.shape[1] for c in captions)
+    if kind == "image":
+        assert counted < tokens / 2
+    else:
+        assert counted == tokens * model.config.video_length
 
 
 def test_rows_are_tokens_of_their_step_spread_evenly(model, calls, stats):

@@ -11,6 +11,9 @@ from torch import Tensor
 
 __all__ = ["smooth_scale", "static_profile"]
 
+MOST = 256.0
+"""A channel that calibration saw near zero must not dominate a token when it is not."""
+
 
 def static_profile(step_amax: Tensor) -> Tensor:
     """The part of the channel pattern that is constant over the timesteps.
@@ -37,7 +40,8 @@ def smooth_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
         alpha: migration strength, 0 … 1.
 
     Returns:
-        (K,) fp32, positive, geometric mean 1; channels that are zero on either side get 1.
+        (K,) fp32 in [1/256, 256], around a geometric mean of 1; channels that are zero on either
+        side get 1.
     """
     dead = (activation <= 0) | (weight <= 0)
     log_scale = alpha * activation.double().clamp_min(1e-30).log()
@@ -45,4 +49,4 @@ def smooth_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
     log_scale[dead] = 0.0
     if not dead.all():
         log_scale[~dead] -= log_scale[~dead].mean()
-    return log_scale.exp().to(torch.float32)
+    return log_scale.exp().clamp(1 / MOST, MOST).to(torch.float32)

@@ -1,6 +1,7 @@
 """From recorded calls to statistics: run the float transformer and watch the layer inputs.
 
-Each layer input that several layers share is watched once. The second moments of a large model do
+Each layer input that several layers share is watched once; of padded inputs (captions), only the
+valid tokens count. The second moments of a large model do
 not fit into memory together, so inputs are taken in batches that do, each batch one pass over the
 calibration set; finished inputs are on disk at once and an interrupted run goes on with the rest.
 """
@@ -107,6 +108,7 @@ def _watch(
     """One pass over the calibration set."""
     device = next(model.parameters()).device
     steps = recorded.info.steps
+    masks = adapter_for(model).token_masks
     watchers = {info.name: _Watcher(info.in_features, len(steps), device) for info in infos}
     share = math.ceil(rows / len(recorded))
     handles = [
@@ -116,9 +118,12 @@ def _watch(
     try:
         with torch.inference_mode():
             for index, call in enumerate(track(recorded, what, len(recorded))):
-                for watcher in watchers.values():
-                    watcher.begin(steps.index(call.step), call.step, share, index)
-                model(**move(call.arguments, device))
+                arguments = move(call.arguments, device)
+                for info in infos:
+                    valid = arguments.get(masks.get(info.role))
+                    position = steps.index(call.step)
+                    watchers[info.name].begin(position, call.step, share, index, valid)
+                model(**arguments)
     finally:
         for handle in handles:
             handle.remove()
@@ -142,12 +147,19 @@ class _Watcher:
         self.rows: list[Tensor] = []
         self.row_steps: list[Tensor] = []
 
-    def begin(self, position: int, step: int, share: int, seed: int) -> None:
-        """The next call belongs to the kept step at ``position``; keep ``share`` of its tokens."""
+    def begin(self, position: int, step: int, share: int, seed: int, valid: Tensor | None) -> None:
+        """The next call belongs to the kept step at ``position``; keep ``share`` of its tokens.
+
+        ``valid`` (B, S) says which tokens of a padded input count; ``None`` is all.
+        """
         self.position, self.step, self.share, self.seed = position, step, share, seed
+        self.valid = valid
 
     def see(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002
-        x = arguments[0].detach().reshape(-1, self.mean.shape[0]).to(torch.float32)
+        x = arguments[0].detach().to(torch.float32)
+        if self.valid is not None and self.valid.shape == x.shape[:-1]:
+            x = x[self.valid.bool()]
+        x = x.reshape(-1, self.mean.shape[0])
         self.step_amax[self.position] = torch.maximum(
             self.step_amax[self.position], x.abs().amax(0)
         )

@@ -7,7 +7,7 @@ norms and the final layer are below one per cent of the work and carry the signa
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
@@ -48,6 +48,8 @@ class Adapter:
         roles: for each list of blocks (attribute of the transformer), the role of each linear
             layer, by its name within the block, in forward order.
         shared_inputs: names within a block of layers that read the same tensor.
+        token_masks: role of layers whose input is padded -> the transformer's argument, (B, S),
+            that says which tokens are valid.
         interleaved: the lists run one block of each in turn, not one list after the other.
     """
 
@@ -56,6 +58,7 @@ class Adapter:
     kind: str
     roles: Mapping[str, Mapping[str, str]]
     shared_inputs: tuple[tuple[str, ...], ...]
+    token_masks: Mapping[str, str] = field(default_factory=dict)
     interleaved: bool = False
 
     @cached_property

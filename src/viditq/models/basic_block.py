@@ -1,6 +1,6 @@
 """Names in diffusers' ``BasicTransformerBlock``, which PixArt and Latte are made of."""
 
-__all__ = ["CROSS_ATTENTION", "FEED_FORWARD", "SHARED_INPUTS", "self_attention"]
+__all__ = ["CROSS_ATTENTION", "FEED_FORWARD", "SHARED_INPUTS", "TOKEN_MASKS", "self_attention"]
 
 CROSS_ATTENTION = {
     "attn2.to_q": "cross_attn.q",
@@ -10,6 +10,8 @@ CROSS_ATTENTION = {
 }
 
 FEED_FORWARD = {"ff.net.0.proj": "ffn.up", "ff.net.2": "ffn.down"}
+
+TOKEN_MASKS = {"cross_attn.kv": "encoder_attention_mask"}
 
 SHARED_INPUTS = (("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v"))
 

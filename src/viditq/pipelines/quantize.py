@@ -24,7 +24,7 @@ from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from viditq.pipelines.record import DEFAULT_KEPT_STEPS, record
-from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve
+from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve, stored_dtype
 from viditq.plan import Plan, load_recipe
 from viditq.planning import make_plan
 from viditq.progress import Track, quiet
@@ -194,5 +194,10 @@ def _write(
             if (folder / name).is_dir() and name != TRANSFORMER:
                 shutil.copytree(folder / name, part / name)
         checkpoint.save(
-            model, part / TRANSFORMER, plan, diagnostics=diagnostics, provenance=provenance
+            model,
+            part / TRANSFORMER,
+            plan,
+            diagnostics=diagnostics,
+            provenance=provenance,
+            dtype=stored_dtype(folder / TRANSFORMER),
         )

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from viditq import checkpoint
 from viditq.errors import InputError, PipelineError
 from viditq.pipelines.families import family_named
 from viditq.zoo import catalog
 
-__all__ = ["load", "read_index", "resolve", "resolve_device"]
+__all__ = ["load", "read_index", "resolve", "resolve_device", "stored_dtype"]
 
 INDEX = "model_index.json"
 TRANSFORMER = "transformer"
@@ -51,16 +52,28 @@ def resolve(source: str | Path) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
+    import diffusers
 
     try:
-        return Path(snapshot_download(hub_id, ignore_patterns=["*.bin", "*.ckpt", "*.msgpack"]))
+        # It fetches what the pipeline loads, and nothing else of the repository.
+        return Path(diffusers.DiffusionPipeline.download(hub_id))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
         raise PipelineError(
             f"No directory {hub_id!r} here, and the hub has no pipeline of that name that can be "
             f"reached ({reason})."
         ) from None
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The floating-point type that a model's safetensors hold; ``None`` if there are none."""
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if (stored := file.get_slice(name).get_dtype()) in names:
+                    return names[stored]
+    return None
 
 
 def read_index(folder: Path) -> dict[str, Any]:
