@@ -81,5 +81,5 @@ def test_contact_sheet(tmp_path, kind):
 
     samples = torch.rand(3, 64, 64, 3) if kind == "image" else torch.rand(2, 8, 64, 64, 3)
     contact_sheet(samples, tmp_path / "sheet.png")
-    size = Image.open(tmp_path / "sheet.png").size
-    assert size == ((192, 64) if kind == "image" else (512, 128))
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == ((192, 64) if kind == "image" else (512, 128))

@@ -1,6 +1,7 @@
 """Stress variants compute the same and are hard to quantize."""
 
 import copy
+from statistics import median
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def test_same_function_and_outliers(kind):
     before, after = incoherence(plain, options), incoherence(stressed, options)
     scaled = [n for n in after if not n.endswith(("attn2.to_q", "ff.net.2"))]
     assert max(before[n] for n in scaled) < 15
-    assert min(after[n] for n in scaled) > 25
+    assert min(after[n] for n in scaled) > 15
+    assert median(after[n] for n in scaled) > 30
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])

@@ -22,12 +22,11 @@ from viditq.zoo.train.autoencoder import encode
 from viditq.zoo.train.loop import Trainer
 from viditq.zoo.train.models import LATENT, make_scheduler, make_text_encoder, make_transformer
 from viditq.zoo.train.reading import draw_bank
-from viditq.zoo.train.stability import SpectralCap
+from viditq.zoo.train.stability import centre_keys
 
 __all__ = ["latte_context", "train_diffusion"]
 
 _DROP = 0.1
-_LOGIT_CAP = 6.0
 _HIDDEN = -10000.0
 _LATTE_TOKENS = 120
 
@@ -60,20 +59,14 @@ def train_diffusion(
         )
     # The stock loaders hand models over in evaluation mode; there is no dropout, so it may stay.
     modules = {"transformer": transformer.to(device), "text_encoder": text_encoder.to(device)}
-    trainer = Trainer(
-        kind,
-        modules,
-        folder,
-        peak_rate=peak_rate,
-        ema_decay=0.9995,
-        constrain=SpectralCap(transformer, _LOGIT_CAP),
-    )
+    trainer = Trainer(kind, modules, folder, peak_rate=peak_rate, ema_decay=0.9995)
     trainer.resume()
     # a later call draws other scenes
     torch.manual_seed(3 + trainer.step)
     generator = torch.Generator(device).manual_seed(3 + trainer.step)
     latents, numbers = _latent_bank(kind, vae, scenes, generator)
     print(f"{kind}: {scenes} scenes drawn and encoded", flush=True)
+    centre_keys(transformer)
     if device.type == "cuda":
         blocks = [*transformer.transformer_blocks]
         blocks += [*getattr(transformer, "temporal_transformer_blocks", [])]

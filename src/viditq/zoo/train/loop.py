@@ -39,10 +39,7 @@ class Budget:
 
 
 class Trainer:
-    """AdamW with EMA over ``modules``, checkpointed in ``folder``/``name``.pt.
-
-    ``constrain`` is called after every update and may change parameters in place.
-    """
+    """AdamW with EMA over ``modules``, checkpointed in ``folder``/``name``.pt."""
 
     def __init__(
         self,
@@ -55,10 +52,8 @@ class Trainer:
         ema_decay: float = 0.999,
         warm_up_steps: int = 300,
         anneal_from: float = 0.6,
-        constrain: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
-        self.constrain = constrain
         self.modules = dict(modules)
         self.folder = folder
         self.peak_rate = peak_rate
@@ -179,8 +174,6 @@ class Trainer:
             # fused AdamW skips its update where this is 1
             self.optimizer.found_inf = (~norm.isfinite()).float()
         self.optimizer.step()
-        if self.constrain is not None:
-            self.constrain()
         return value.detach().nan_to_num(posinf=0.0)
 
     def _captured(self, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:

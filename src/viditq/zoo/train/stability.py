@@ -1,39 +1,26 @@
-"""Keeps attention logits from running away while training.
+"""Keeps bf16 attention gradients clean: keys without their mean.
 
-Blocks without normalised queries and keys can grow both without bound: Latte's temporal attention,
-whose eight tokens at one place look alike, did so after about 4,000 steps, and the loss with it.
-After every step the spectral norm of each query and key projection is held at a cap, estimated by
-one power iteration a step. Nothing here waits for the device.
+A softmax does not see what is added to all its logits alike, so the part that a query's keys share
+has, in exact arithmetic, no gradient. In bf16 that gradient is rounding noise, proportional to the
+shared part; Adam scales noise up to full steps, the shared part grows, and the noise with it, until
+it drowns the gradient of queries and keys. Latte's temporal attention, whose eight tokens at one
+place look alike, ends there after some 4,000 steps (dev/LOG.md, 2026-11-23).
+
+Taking the mean over tokens off the keys changes no output and removes the noise at its source. The
+hook is for training alone: what is saved runs in the stock classes without it.
 """
 
-import torch
 from torch import Tensor, nn
 
-__all__ = ["SpectralCap"]
+__all__ = ["centre_keys"]
 
 
-class SpectralCap:
-    """Caps the spectral norm of the ``to_q`` and ``to_k`` weights, all (N, K) alike, of a model."""
+def centre_keys(model: nn.Module) -> None:
+    """Let every ``to_k`` of ``model`` give keys (B, tokens, C) whose mean over tokens is zero."""
 
-    def __init__(self, model: nn.Module, cap: float) -> None:
-        self.cap = cap
-        self.weights: list[Tensor] = [
-            module.weight
-            for name, module in model.named_modules()
-            if name.endswith((".to_q", ".to_k")) and isinstance(module, nn.Linear)
-        ]
-        first = self.weights[0]
-        self.right = torch.randn(len(self.weights), first.shape[1], 1, device=first.device)
-        with torch.no_grad():
-            for _ in range(20):
-                self()
+    def centre(module: nn.Module, inputs: tuple, keys: Tensor) -> Tensor:  # noqa: ARG001
+        return keys - keys.mean(dim=1, keepdim=True)
 
-    @torch.no_grad()
-    def __call__(self) -> None:
-        stack = torch.stack(self.weights)  # (M, N, K)
-        left = nn.functional.normalize(stack @ self.right, dim=1)
-        image = stack.transpose(1, 2) @ left
-        norm = image.norm(dim=1, keepdim=True)  # (M, 1, 1)
-        self.right.copy_(image / norm)
-        factors = (self.cap / norm).clamp(max=1.0).flatten()
-        torch._foreach_mul_(self.weights, list(factors.unbind()))
+    for name, module in model.named_modules():
+        if name.endswith(".to_k"):
+            module.register_forward_hook(centre)
