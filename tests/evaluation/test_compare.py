@@ -205,6 +205,8 @@ def test_bad_input_is_refused_before_any_sample(pixart, latte, tmp_path, judge, 
     with refuses(CheckpointError):
         shutil.copytree(pixart / "float", tmp_path / "not-quantized")
         run(pixart / "float", [tmp_path / "not-quantized"])
+    with refuses(InputError, "w8a8-naive is quantized"):
+        run(quantized, [quantized])
     with refuses(PipelineError, "nowhere"):
         run("nowhere", [quantized])
     with refuses(InputError, "prompts of their own"):

@@ -83,6 +83,8 @@ def compare(
     if num < 1 or steps < 1:
         raise InputError(f"num and steps must be 1 or more, not {num} and {steps}.")
     float_path = pipelines.resolve(float_source)
+    if checkpoint.is_quantized(float_path / "transformer"):
+        raise InputError(f"{float_source} is quantized; the first pipeline is the float one.")
     paths = _quantized_paths(float_path, quantized_sources)
     summaries = {name: checkpoint.inspect(path) for name, path in paths.items()}
     bundled = str(float_source) if str(float_source) in catalog.BUNDLED else None
