@@ -36,7 +36,7 @@ def load(directory: Path, kind: str, device: str = "cpu") -> Any:
     from diffusers import LattePipeline, PixArtSigmaPipeline
 
     pipeline_class = PixArtSigmaPipeline if kind == "image" else LattePipeline
-    pipe = pipeline_class.from_pretrained(str(directory), torch_dtype=torch.float32).to(device)
+    pipe = pipeline_class.from_pretrained(str(directory), dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -114,7 +114,9 @@ def contact_sheet(samples: Tensor, path: str | Path, columns: int = 8) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("viditq.zoo.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "viditq.zoo.evaluate", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("pipeline", help=f"{', '.join(BUNDLED)} or a directory")
     parser.add_argument("--kind", choices=["image", "video"], help="of a directory")
     parser.add_argument("--judge", type=Path, help="a judge's directory, else the bundled one")

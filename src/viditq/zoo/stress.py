@@ -96,7 +96,7 @@ def stress_(
                 block.attn2.to_v.weight /= up
 
 
-def _scale_rows(linear: nn.Linear, up: Tensor) -> None:
+def _scale_rows(linear: Any, up: Tensor) -> None:
     linear.weight *= up[:, None]
     if linear.bias is not None:
         linear.bias *= up
@@ -109,7 +109,7 @@ def write_stress(source: str | Path, out: str | Path) -> Path:
     source, out = Path(source), Path(out)
     class_name = json.loads((source / "model_index.json").read_text())["transformer"][1]
     transformer = getattr(diffusers, class_name).from_pretrained(
-        source / "transformer", torch_dtype=torch.float32
+        source / "transformer", dtype=torch.float32
     )
     stress_(transformer)
     out.parent.mkdir(parents=True, exist_ok=True)

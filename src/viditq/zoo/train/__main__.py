@@ -11,6 +11,7 @@ own continues from it. Results are WORK/judge, WORK/vae, WORK/shapes-image, WORK
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -23,7 +24,9 @@ from viditq.zoo.train.reading import judge_accuracy, train_judge
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("viditq.zoo.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "viditq.zoo.train", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("stage", choices=["judge", "vae", "image", "video"])
     parser.add_argument("--work", type=Path, default=Path(".train"))
     parser.add_argument("--minutes", type=float, required=True, help="wall clock of this call")
@@ -49,7 +52,8 @@ def main() -> None:
     if options.stage == "vae":
         train_autoencoder(options.work, options.minutes, device, **bank)
         return
-    vae = AutoencoderKL.from_pretrained(options.work / "vae", torch_dtype=torch.float32).to(device)
+    vae: Any = AutoencoderKL.from_pretrained(options.work / "vae", dtype=torch.float32)
+    vae.to(device)
     if (options.work / "judge").exists():
         judge = Judge.load(options.work / "judge", device)
         seen = judge_accuracy(

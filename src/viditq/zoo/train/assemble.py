@@ -3,9 +3,10 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, LattePipeline, PixArtSigmaPipeline
+from diffusers import LattePipeline, PixArtSigmaPipeline
 from torch import nn
 
 from viditq.zoo.text import make_tokenizer
@@ -16,9 +17,9 @@ __all__ = ["assemble"]
 _SHARD = "12MB"
 
 
-def assemble(kind: str, vae: AutoencoderKL, modules: dict[str, nn.Module], out: Path) -> Path:
+def assemble(kind: str, vae: Any, modules: dict[str, nn.Module], out: Path) -> Path:
     """Write ``out`` so that ``from_pretrained(out)`` needs nothing but diffusers."""
-    pipeline_class = PixArtSigmaPipeline if kind == "image" else LattePipeline
+    pipeline_class: Any = PixArtSigmaPipeline if kind == "image" else LattePipeline
     pipe = pipeline_class(
         tokenizer=make_tokenizer(),
         text_encoder=modules["text_encoder"],

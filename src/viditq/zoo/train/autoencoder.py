@@ -6,9 +6,9 @@ config as ``scaling_factor``.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from viditq.zoo.train.loop import Trainer
@@ -26,7 +26,7 @@ def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def train_autoencoder(
     folder: Path, minutes: float, device: torch.device, *, images: int, clips: int, batch: int
-) -> AutoencoderKL:
+) -> Any:
     generator = torch.Generator(device).manual_seed(2)
     frames = torch.cat(
         [
@@ -34,11 +34,11 @@ def train_autoencoder(
             draw_bank("video", clips, generator)[1].flatten(0, 1),
         ]
     )
-    vae = make_vae().to(device, memory_format=torch.channels_last)
+    net = make_vae().to(device, memory_format=torch.channels_last)
     if device.type == "cuda":
-        vae.encoder.compile()
-        vae.decoder.compile()
-    trainer = Trainer("vae", {"vae": vae}, folder, peak_rate=1e-3, anneal_from=0.4)
+        net.encoder.compile()
+        net.decoder.compile()
+    trainer = Trainer("vae", {"vae": net}, folder, peak_rate=1e-3, anneal_from=0.4)
     trainer.resume()
 
     def step() -> Tensor:
@@ -46,11 +46,11 @@ def train_autoencoder(
         x = frames[rows].float() / 127.5 - 1
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            moments = vae.quant_conv(vae.encoder(x)).float()
+            moments = net.quant_conv(net.encoder(x)).float()
             mean, log_variance = moments.chunk(2, dim=1)
             log_variance = log_variance.clamp(-30, 20)
             z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
-            y = vae.decoder(vae.post_quant_conv(z)).float()
+            y = net.decoder(net.post_quant_conv(z)).float()
         loss = (x - y).abs().mean()
         for truth, made in zip(_edges(x), _edges(y), strict=True):
             loss = loss + 0.5 * (truth - made).abs().mean()
@@ -58,8 +58,8 @@ def train_autoencoder(
         return loss + _KL_WEIGHT * divergence
 
     trainer.run(step, minutes)
-    vae = trainer.ema["vae"]
-    sample = frames[torch.randint(len(frames), (4096,), device=device)].float() / 255
+    vae: Any = trainer.ema["vae"]
+    sample = frames[torch.randint(len(frames), (min(4096, len(frames)),), device=device)] / 255
     latents = torch.cat([encode(vae, piece) for piece in sample.split(512)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     difference = reconstruct(vae, sample) - sample
@@ -70,13 +70,13 @@ def train_autoencoder(
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, frames: Tensor) -> Tensor:
+def encode(vae: Any, frames: Tensor) -> Tensor:
     """Unscaled mean latents (N, 4, 16, 16) of frames (N, 3, 64, 64) in 0..1."""
     return vae.encode(frames * 2 - 1).latent_dist.mode()
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, frames: Tensor) -> Tensor:
+def reconstruct(vae: Any, frames: Tensor) -> Tensor:
     """Frames (N, 3, 64, 64) in 0..1, encoded and decoded."""
     pieces = [vae.decode(encode(vae, piece)).sample for piece in frames.split(512)]
     return (torch.cat(pieces) / 2 + 0.5).clamp(0, 1)

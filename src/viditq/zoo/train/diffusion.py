@@ -10,9 +10,9 @@ attention's softmax as one token with bias log n; training draws either form for
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
@@ -33,7 +33,7 @@ _LATTE_TOKENS = 120
 
 def train_diffusion(
     kind: str,
-    vae: AutoencoderKL,
+    vae: Any,
     folder: Path,
     minutes: float,
     device: torch.device,
@@ -150,7 +150,7 @@ def latte_context(
 
 @torch.no_grad()
 def _latent_bank(
-    kind: str, vae: AutoencoderKL, number: int, generator: torch.Generator
+    kind: str, vae: Any, number: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Scaled latents (N, 4, 16, 16) or (N, 8, 4, 16, 16), halves, and caption rows (N,)."""
     piece = 16384 if kind == "image" else 2048

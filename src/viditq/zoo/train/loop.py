@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Trainer:
     def __init__(
         self,
         name: str,
-        modules: Mapping[str, nn.Module],
+        modules: Mapping[str, Any],
         folder: Path,
         *,
         peak_rate: float,
@@ -54,7 +55,7 @@ class Trainer:
         anneal_from: float = 0.6,
     ) -> None:
         self.name = name
-        self.modules = dict(modules)
+        self.modules: dict[str, Any] = dict(modules)
         self.folder = folder
         self.peak_rate = peak_rate
         self.ema_decay = ema_decay
@@ -63,13 +64,15 @@ class Trainer:
         self.step = 0
         self.seconds_before = 0.0
         named = [(n, p) for m in self.modules.values() for n, p in m.named_parameters()]
-        self.parameters = [p for _, p in named if p.requires_grad]
+        self.parameters: list[Tensor] = [p for _, p in named if p.requires_grad]
         device = self.parameters[0].device
-        self.ema = {key: deepcopy(m).requires_grad_(False) for key, m in self.modules.items()}
-        self.ema_parameters = [p for m in self.ema.values() for p in m.parameters()]
+        self.ema: dict[str, Any] = {
+            key: deepcopy(m).requires_grad_(False) for key, m in self.modules.items()
+        }
+        self.ema_parameters: list[Tensor] = [p for m in self.ema.values() for p in m.parameters()]
         self.fused = device.type == "cuda"
         self.rate = torch.tensor(peak_rate, device=device)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer: Any = torch.optim.AdamW(
             [
                 {"params": [p for p in self.parameters if p.ndim >= 2]},
                 {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -1,6 +1,7 @@
 """Trains the judge on rendered images and clips of every combination, with noise and blur."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,8 @@ def train_judge(
         "image": draw_bank("image", images, generator, everything=True),
         "video": draw_bank("video", clips, generator, everything=True),
     }
-    net = JudgeNet().to(device, memory_format=torch.channels_last)
+    net: Any = JudgeNet().to(device)
+    net.to(memory_format=torch.channels_last)
     trainer = Trainer("judge", {"net": net}, folder, peak_rate=2e-3, anneal_from=0.3)
     trainer.resume()
 
