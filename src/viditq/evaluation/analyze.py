@@ -161,7 +161,8 @@ def _watch(
     transformer: torch.nn.Module, recorded: CalibrationSet, track: Track
 ) -> dict[str, VariationHook]:
     """Run the recorded calls with a hook on the first layer of each shared input."""
-    infos = adapter_for(transformer).layers(transformer)
+    adapter = adapter_for(transformer)
+    infos = adapter.layers(transformer)
     steps = recorded.info.steps
     guided = recorded.info.guidance > 1
     hooks = {
@@ -176,9 +177,11 @@ def _watch(
     device = next(transformer.parameters()).device
     try:
         for call in track(recorded, "analyze", len(recorded)):
-            for hook in hooks.values():
+            arguments = move(call.arguments, device)
+            for name, hook in hooks.items():
                 hook.position = steps.index(call.step)
-            transformer(**move(call.arguments, device))
+                hook.valid = arguments.get(adapter.token_masks.get(infos[name].role))
+            transformer(**arguments)
     finally:
         for handle in handles:
             handle.remove()
