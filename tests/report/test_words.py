@@ -18,6 +18,19 @@ def test_verdict_names_the_nearest_and_the_nearest_among_the_smallest(make_compa
     assert second["what"] == "Nearest in about 4 bits"
 
 
+def test_no_claim_within_the_noise(make_comparison, tmp_path):
+    comparison = make_comparison(tmp_path, names=("w8a8",))
+    [result] = comparison.results
+    yardstick = comparison.float_bf16
+    rows = [
+        row.model_copy(update={"psnr_db": (row.psnr_db or 0) + gain})
+        for row, gain in zip(yardstick.samples, (3.0, -2.0, 4.0, -3.5), strict=True)
+    ]
+    near = result.model_copy(update={"samples": tuple(rows)})
+    [finding] = verdict(comparison.model_copy(update={"results": (near,)}))
+    assert "about as near as the float pipeline run in bf16" in finding["detail"]
+
+
 def test_one_finding_when_the_smallest_is_the_nearest(make_comparison, tmp_path):
     [only] = verdict(make_comparison(tmp_path, names=("w4a8",), judged=False, bf16=False))
     assert only["name"] == "w4a8"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from viditq.evaluation import Comparison, Result, SampleRow
+from viditq.evaluation.intervals import bootstrap_mean
 
 __all__ = ["FILTERS", "best", "other_reading", "verdict"]
 
@@ -66,9 +67,7 @@ def _finding(what: str, result: Result, comparison: Comparison) -> dict[str, str
     share = result.size_bytes / result.float_size_bytes
     details = []
     if comparison.float_bf16 is not None:
-        gap = result.psnr_db - comparison.float_bf16.psnr_db
-        side = "nearer to float than" if gap >= 0 else "farther from float than"
-        details.append(f"{abs(gap):.1f} dB {side} the float pipeline run in bf16")
+        details.append(_against_bf16(result, comparison.float_bf16))
     same = _share(result, "same_as_float")
     if same is not None:
         details.append(f"{_percent(same)} of the samples read just as float’s")
@@ -78,6 +77,17 @@ def _finding(what: str, result: Result, comparison: Comparison) -> dict[str, str
         "facts": f"{result.psnr_db:.1f} dB, {share:.2f} × the size",
         "detail": "; ".join(details),
     }
+
+
+def _against_bf16(result: Result, yardstick: Result) -> str:
+    """Seed by seed, and no claim where the interval of the difference holds 0."""
+    pairs = zip(result.samples, yardstick.samples, strict=True)
+    gains = [(ours.psnr_db or 0.0) - (theirs.psnr_db or 0.0) for ours, theirs in pairs]
+    low, high = bootstrap_mean(gains)
+    if low <= 0 <= high:
+        return f"about as near as the float pipeline run in bf16 ({low:+.1f} to {high:+.1f} dB)"
+    side = "nearer to float than" if low > 0 else "farther from float than"
+    return f"{abs(sum(gains) / len(gains)):.1f} dB {side} the float pipeline run in bf16"
 
 
 def _share(result: Result, key: str) -> float | None:
