@@ -16,8 +16,8 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Directory to write: new, or empty.")
     ] = Path("viditq-demo"),
-    num_images: Annotated[int, typer.Option(min=1, help="Images per pipeline.")] = 16,
-    num_videos: Annotated[int, typer.Option(min=1, help="Videos per pipeline.")] = 6,
+    num_images: Annotated[int, typer.Option(min=1, help="Images per pipeline.")] = 12,
+    num_videos: Annotated[int, typer.Option(min=1, help="Videos per pipeline.")] = 4,
     steps: Steps = 20,
     device: Device = "cpu",
     overwrite: Overwrite = False,

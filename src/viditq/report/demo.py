@@ -18,8 +18,8 @@ _CALIBRATION_PROMPTS = 8  # half of what quantize takes: this is to be seen with
 def run_demo(
     out: str | Path,
     *,
-    num_images: int = 16,
-    num_videos: int = 6,
+    num_images: int = 12,
+    num_videos: int = 4,
     steps: int = pipelines.DEFAULT_STEPS,
     device: str = "cpu",
     overwrite: bool = False,
