@@ -5,8 +5,9 @@ docs/results.md.
 
 Each pipeline is quantized with every preset from one calibration set and compared with its fp32
 samples at the same seeds. The numbers, with hardware and versions, go to
-``benchmarks/results/quality-PIPELINE.json``; the tables are printed. Samples and calibrations stay
-in ``--work``: a run that was stopped goes on, and the folder may be deleted afterwards.
+``benchmarks/results/quality-PIPELINE.json``; the tables are printed. Samples, calibrations and,
+with ``--report``, the comparison as a page stay in ``--work``: a run that was stopped goes on, and
+the folder may be deleted afterwards.
 """
 
 import argparse
@@ -110,20 +111,22 @@ def table(data: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--num", type=int, default=64, help="samples per pipeline")
     parser.add_argument("--work", type=Path, default=Path("quality"), help="folder to work in")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pipelines", nargs="+", default=list(catalog.BUNDLED))
+    parser.add_argument("--report", action="store_true", help="write the HTML report too")
     options = parser.parse_args()
     command = f"python benchmarks/quality.py --num {options.num} --device {options.device}"
     RESULTS.mkdir(exist_ok=True)
     for name in options.pipelines:
         comparison = run(name, options.num, options.work, options.device, command)
-        write_report(comparison, options.work / name / "comparison")
         data = summary(comparison)
         (RESULTS / f"quality-{name}.json").write_text(json.dumps(data, indent=1) + "\n")
         print(table(data), flush=True)
+        if options.report:
+            write_report(comparison, options.work / name / "comparison")
 
 
 if __name__ == "__main__":

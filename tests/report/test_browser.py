@@ -108,8 +108,11 @@ def test_images(make_comparison, tmp_path):
 
 def test_films(make_comparison, tmp_path):
     page = write_report(make_comparison(tmp_path, kind="video", num=2), tmp_path)
-    seen, console = open_in_browser(page, tmp_path)
-    assert console == []
+    for _ in range(3):  # the page's clock is virtual, decoding is not: a busy machine may be late
+        seen, console = open_in_browser(page, tmp_path)
+        assert console == []
+        if all(film["ready"] >= 2 and not film["paused"] for film in seen["films"]):
+            break
     assert len(seen["films"]) == 2 * 6
     for film in seen["films"]:
         assert film["error"] is None

@@ -1,9 +1,11 @@
 """Making the samples of a comparison: one pipeline in memory at a time, nothing made twice."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,14 +66,15 @@ def sample(
         return store
     pipe = pipelines.load(source.path, device=settings.device, dtype=source.dtype)
     for batch in track(missing, f"sample {folder.name}", len(missing)):
-        samples = pipelines.generate(
-            pipe,
-            [settings.prompts[index] for index in batch],
-            [settings.seeds[index] for index in batch],
-            steps=settings.steps,
-            guidance=settings.guidance,
-            batch_size=settings.batch_size,
-        )
+        with full_fp32():
+            samples = pipelines.generate(
+                pipe,
+                [settings.prompts[index] for index in batch],
+                [settings.seeds[index] for index in batch],
+                steps=settings.steps,
+                guidance=settings.guidance,
+                batch_size=settings.batch_size,
+            )
         for index, made in zip(batch, samples, strict=True):
             store.write(index, made)
     del pipe
@@ -79,6 +82,20 @@ def sample(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return store
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """Without TF32, which torch takes for convolutions on CUDA: the reference must be fp32."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def _fingerprints(source: Source, settings: Settings) -> tuple[str, ...]:
