@@ -1,5 +1,6 @@
 """Samples: upstream's own, one seed each, whatever batch they are made in."""
 
+from copy import deepcopy
 from functools import cache
 
 import pytest
@@ -79,26 +80,33 @@ def test_a_sample_is_its_seed_and_its_prompt(pipe, kind):
     assert (samples[0] - samples[2]).abs().max() > 0.01
 
 
+def first_inputs(pipeline, batch_size):
+    """What the transformer sees at the first step, (B, …), one row per prompt."""
+    seen = []
+    handle = pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((*args, *kwargs.values())[0]),
+        with_kwargs=True,
+    )
+    try:
+        pipelines.generate(pipeline, PROMPTS, SEEDS, steps=1, batch_size=batch_size)
+    finally:
+        handle.remove()
+    # Each call has the noise of its prompts twice, once for each guidance branch.
+    return torch.cat([x[: len(x) // 2] for x in seen])
+
+
 @KINDS
 def test_noise_does_not_depend_on_the_batch(pipe, kind):
-    """The transformer's first input, bit by bit: three together and one by one."""
+    """Bit by bit: three together and one by one."""
+    alone = first_inputs(pipe(kind), 1)
+    assert torch.equal(first_inputs(pipe(kind), 3), alone)
+    assert torch.equal(first_inputs(pipe(kind), 2), alone)
 
-    def noise(batch_size):
-        seen = []
-        model = pipe(kind).transformer
-        handle = model.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append((*args, *kwargs.values())[0]),
-            with_kwargs=True,
-        )
-        try:
-            pipelines.generate(pipe(kind), PROMPTS, SEEDS, steps=1, batch_size=batch_size)
-        finally:
-            handle.remove()
-        # Each call has the noise of its prompts twice, once for each guidance branch.
-        return torch.cat([x[: len(x) // 2] for x in seen])
 
-    assert torch.equal(noise(3), noise(1))
-    assert torch.equal(noise(2), noise(1))
+@KINDS
+def test_noise_does_not_depend_on_the_precision(pipe, kind):
+    half = deepcopy(pipe(kind)).to(torch.bfloat16)
+    assert torch.equal(first_inputs(half, 3), first_inputs(pipe(kind), 3).to(torch.bfloat16))
 
 
 @KINDS

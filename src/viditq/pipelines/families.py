@@ -21,13 +21,15 @@ class Family:
     Attributes:
         pipeline: class name in diffusers.
         adapter: of its transformer.
+        arguments: call arguments beside prompt, steps, guidance, generator and latents.
+        latent_shape: of one sample's noise.
         max_batch: most prompts in one call for which a sample does not depend on its neighbours.
-        arguments: call arguments beside prompt, steps, guidance and generator.
     """
 
     pipeline: str
     adapter: Adapter
     arguments: Callable[[Any], Mapping[str, Any]]
+    latent_shape: Callable[[Any], tuple[int, ...]]
     max_batch: int | None = None
 
     @property
@@ -52,14 +54,30 @@ def _latte(pipe: Any) -> dict[str, Any]:
     return {**_size(pipe), "video_length": frames, "clean_caption": False}
 
 
+_PIXART = adapter_named("PixArtTransformer2DModel")
+_LATTE = adapter_named("LatteTransformer3DModel")
+
+
+def _image_latent(pipe: Any) -> tuple[int, ...]:
+    """(C, H, W)."""
+    config = pipe.transformer.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
+def _video_latent(pipe: Any) -> tuple[int, ...]:
+    """(C, T, H, W)."""
+    channels, *size = _image_latent(pipe)
+    return channels, pipe.transformer.config.video_length, *size
+
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         f.pipeline: f
         for f in (
-            Family("PixArtAlphaPipeline", adapter_named("PixArtTransformer2DModel"), _pixart),
-            Family("PixArtSigmaPipeline", adapter_named("PixArtTransformer2DModel"), _pixart),
+            Family("PixArtAlphaPipeline", _PIXART, _pixart, _image_latent),
+            Family("PixArtSigmaPipeline", _PIXART, _pixart, _image_latent),
             # Latte cuts the padding off a caption only when it is alone in the batch.
-            Family("LattePipeline", adapter_named("LatteTransformer3DModel"), _latte, max_batch=1),
+            Family("LattePipeline", _LATTE, _latte, _video_latent, max_batch=1),
         )
     }
 )

@@ -1,6 +1,7 @@
 """Samples from a pipeline, one random generator per sample.
 
-The noise of a sample depends on its seed alone, not on the batch it is made in.
+The noise of a sample depends on its seed alone, not on the batch it is made in, nor on the device
+and precision it is computed in: a generator asked for bf16 may give other numbers than for fp32.
 """
 
 from collections.abc import Sequence
@@ -70,11 +71,14 @@ def call(
 ) -> Any:
     """One call of the pipeline with its family's arguments."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = family(pipe).latent_shape(pipe)
+    noise = torch.stack([torch.randn(shape, generator=each) for each in generators])
     return pipe(
         prompt=list(prompts),
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=generators,
+        latents=noise.to(pipe.transformer.dtype),
         output_type=output_type,
         **family(pipe).arguments(pipe),
     )

@@ -39,6 +39,9 @@ _BACKGROUND_RGB = {
 }
 _RADIUS = {"small": 11.0, "medium": 15.0, "large": 20.0}
 _TRAVEL = 11.0
+# A shape that moves straight starts this much of its travel before the middle. Were it symmetric,
+# left and right would differ in nothing but direction, and a short training tells them apart late.
+_RUN_UP = 0.5
 _GROWN, _SHRUNK = 21.0, 8.0
 
 
@@ -98,7 +101,8 @@ def _trajectory(batch: SceneBatch, uniform) -> tuple[Tensor, Tensor]:
     time = torch.linspace(-1, 1, FRAMES, device=device)[None]  # (1, T)
     ways = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
     way = torch.tensor([ways.get(n, (0, 0)) for n in names], device=device, dtype=torch.float32)
-    straight = way[motion[:, 0]][:, None] * (travel * time)[..., None]
+    run = _RUN_UP * (time - 1) / 2 + (time + 1) / 2  # from -_RUN_UP to 1
+    straight = way[motion[:, 0]][:, None] * (travel * run)[..., None]
     angle = 2 * math.pi * (uniform(0, 1) + torch.arange(FRAMES, device=device)[None] / FRAMES)
     circle = torch.stack([angle.cos(), angle.sin()], dim=-1) * travel[..., None]
     centre = middle + torch.where(motion[..., None] == names.index("orbit"), circle, straight)

@@ -1,6 +1,9 @@
 """Trains a pipeline's transformer and text encoder together, on latents kept on the device.
 
-Noise prediction, uniform timesteps, one caption in ten dropped for classifier-free guidance.
+Noise prediction, uniform timesteps, one caption in ten dropped for classifier-free guidance. The
+squared error is weighted by ᾱ^(-1/2), half-way between noise and v prediction: what a caption alone
+decides, such as a direction, is decided at high noise, where the plain error is 50 times smaller
+than at low noise and its gradient drowns.
 
 What the transformer sees of a caption must be what the stock pipeline shows it. PixArt's passes the
 padding mask, so training does. Latte's passes none: for one prompt it crops the caption to its
@@ -109,7 +112,7 @@ def train_diffusion(
                     added_cond_kwargs={"resolution": None, "aspect_ratio": None},
                     return_dict=False,
                 )[0][:, :4]
-        return (made.float() - noise).square().mean()
+        return ((made.float() - noise).square() * share.rsqrt()).mean()
 
     loss = trainer.run(step, minutes, anneal=anneal)
     print(f"{kind}: step {trainer.step}, {trainer.seconds_before:.0f} s, loss {loss:.5f}")
