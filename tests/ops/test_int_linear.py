@@ -94,12 +94,37 @@ def test_a_token_that_is_not_finite_stays_so_and_alone():
     assert torch.isfinite(y[[0, 2]]).all()
 
 
+@pytest.mark.parametrize("batch", [1, 3, 6])
+def test_gate_and_residual_follow_the_layer(batch):
+    """By batch and, where the batch is as long as the tokens, by token; rounded once."""
+    x, w, x_scale, scale = random_codes(6, 9), random_codes(4, 9), torch.rand(6), torch.rand(4)
+    bias, gate, residual = torch.randn(4), torch.randn(batch, 4).bfloat16(), torch.randn(6, 4)
+    y = int8_linear(x, x_scale, w, scale, bias)
+    gates = gate.float().view(batch, 1, 4).expand(batch, 6 // batch, 4).reshape(6, 4)
+    fused = int8_linear(x, x_scale, w, scale, bias, gate=gate, residual=residual)
+    assert torch.equal(fused, y * gates + residual)
+    half = {"gate": gate, "residual": residual, "dtype": torch.bfloat16}
+    assert torch.equal(int8_linear(x, x_scale, w, scale, bias, **half), fused.bfloat16())
+    assert torch.equal(int8_linear(x, x_scale, w, scale, bias, residual=residual), y + residual)
+    packed = pack_int4(w.clamp(-8, 7))
+    four = int4_linear(x, x_scale, packed, scale, bias, gate=gate, residual=residual)
+    eight = int8_linear(x, x_scale, w.clamp(-8, 7), scale, bias, gate=gate, residual=residual)
+    assert torch.equal(four, eight)
+
+
 def test_shapes_that_do_not_fit():
     x, one = random_codes(2, 9), torch.ones(2)
     with pytest.raises(ValueError, match=r"\(2, 9\) and \(3, 8\)"):
         int8_linear(x, one, random_codes(3, 8), torch.ones(3))
     with pytest.raises(ValueError, match=r"\(2, 9\) and \(3, 4\)"):
         int4_linear(x, one, torch.zeros(3, 4, dtype=torch.uint8), torch.ones(3))
+    codes = random_codes(3, 9)
+    with pytest.raises(ValueError, match=r"gate must have shape \(B, 3\), not \(2, 4\)"):
+        int8_linear(x, one, codes, torch.ones(3), gate=torch.ones(2, 4))
+    with pytest.raises(ValueError, match="the 3 rows of gate do not divide the 2 of x"):
+        int8_linear(x, one, codes, torch.ones(3), gate=torch.ones(3, 3))
+    with pytest.raises(ValueError, match=r"residual must have shape \(2, 3\), not \(3, 2\)"):
+        int8_linear(x, one, codes, torch.ones(3), residual=torch.ones(3, 2))
     with pytest.raises(ValueError, match="do not fit"):
         int8_linear(x[None], one, random_codes(3, 9), torch.ones(3))
 
@@ -109,7 +134,8 @@ def test_shapes_that_do_not_fit():
 def test_registration(m, bias):
     """Schema, shape function and dispatch of both ops, as torch itself checks them."""
     x, scale = random_codes(m, 9), torch.rand(3)
-    rest = (scale, torch.randn(3) if bias else None, torch.bfloat16)
+    rest = (scale, torch.randn(3) if bias else None, torch.randn(1, 3) if bias else None)
+    rest = (*rest, torch.randn(m, 3) if bias else None, torch.bfloat16)
     torch.library.opcheck(
         torch.ops.viditq.int8_linear.default, (x, torch.rand(m), random_codes(3, 9), *rest)
     )

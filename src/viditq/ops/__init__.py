@@ -1,28 +1,36 @@
 """Operations on raw tensors, one folder each.
 
 ``reference.py`` is the definition in plain torch; it runs everywhere and is what faster
-implementations are compared with. ``__init__.py`` checks arguments and registers the op with
+implementations are compared with. ``triton.py`` is for any CUDA chip, ``hopper.py`` for sm_90.
+``__init__.py`` checks arguments and registers the op with
 ``torch.library``, so that device dispatch, ``torch.compile(fullgraph=True)`` and CUDA graphs work.
 Ops know shapes and bits but no :class:`~viditq.formats.Format`, plan or module.
 
 Shapes: M tokens (rows), K features in, N features out.
 """
 
+from viditq.ops.gelu_quantize import gelu_quantize
 from viditq.ops.hadamard import block_hadamard
 from viditq.ops.int4_linear import int4_linear
 from viditq.ops.int8_linear import int8_linear
+from viditq.ops.norm_quantize import norm_quantize
 from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
 from viditq.ops.quantize_rows import quantize_rows
 from viditq.ops.quantize_tensor import quantize_tensor
+from viditq.ops.registration import BACKENDS, use_backend
 
 __all__ = [
+    "BACKENDS",
     "block_hadamard",
+    "gelu_quantize",
     "int4_linear",
     "int8_linear",
+    "norm_quantize",
     "pack_int4",
     "pack_int6",
     "quantize_rows",
     "quantize_tensor",
     "unpack_int4",
     "unpack_int6",
+    "use_backend",
 ]

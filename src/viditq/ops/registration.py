@@ -1,30 +1,53 @@
-"""Making a function an operator of torch.
+"""Making a function an operator of torch, with one implementation for each kind of device.
 
-The reference runs on every device that has no faster implementation, and under every dispatch mode;
-the shape function is what ``torch.compile`` and the meta device use. Defined through the library
-interface rather than ``torch.library.custom_op``, whose per-call checks cost as much as a small
-layer.
+The reference runs on every device that has nothing faster, and under every dispatch mode; the
+shape function is what ``torch.compile`` and the meta device use. On CUDA the op runs its Triton
+kernel, or the one written for Hopper where the chip is one and the kernel takes the arguments (each
+op's ``triton`` and ``hopper`` module). These are imported when the op first runs there.
+
+Defined through the library interface rather than ``torch.library.custom_op``, whose per-call checks
+cost as much as a small layer.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["register_op"]
+__all__ = ["BACKENDS", "register_op", "use_backend"]
+
+BACKENDS = ("hopper", "triton", "reference")
+"""From the fastest to the slowest; the first that can run does."""
 
 _LIBRARY = torch.library.Library("viditq", "DEF")
+_LOG = logging.getLogger("viditq")
+_forced: ContextVar[str | None] = ContextVar("viditq_backend", default=None)
 
 
 def register_op(
-    schema: str, reference: Callable[..., Any], shape: Callable[..., Any]
+    schema: str,
+    reference: Callable[..., Any],
+    shape: Callable[..., Any],
+    *,
+    kernels: str | None = None,
 ) -> Callable[..., Any]:
     """Define ``viditq::<name>``.
 
     Args:
-        schema: name and signature in torch's schema language; the op must not write its inputs.
+        schema: name and signature in torch's schema language; the first argument is a tensor on the
+            device that computes, and the op must not write its inputs.
         reference: the definition in plain torch.
         shape: the same signature, returning empty tensors.
+        kernels: package with a ``triton`` module, and perhaps a ``hopper`` one, that hold a
+            function of the op's name and signature; ``hopper`` also ``takes``, which says whether
+            it can compute these arguments.
 
     Returns:
         The operator.
@@ -33,4 +56,60 @@ def register_op(
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"viditq::{name}", shape, lib=_LIBRARY)
+    if kernels is not None:
+
+        def on_cuda(x: Tensor, *rest: Any) -> Any:
+            for backend in _candidates(x.device, kernels):
+                if backend == "reference":
+                    break
+                module = import_module(f"{kernels}.{backend}")
+                if backend == "triton" or module.takes(x, *rest):
+                    return getattr(module, name)(x, *rest)
+            return reference(x, *rest)
+
+        _LIBRARY.impl(name, on_cuda, "CUDA")
     return getattr(torch.ops.viditq, name).default
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Run ops on CUDA with one backend of :data:`BACKENDS` only, to test or time it.
+
+    An op that has no such kernel takes the next slower backend; a chip or machine that cannot run
+    the backend at all is a :class:`RuntimeError` when an op runs.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    token = _forced.set(backend)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _candidates(device: torch.device, kernels: str) -> tuple[str, ...]:
+    return _usable(device, kernels, _forced.get())
+
+
+@cache
+def _usable(device: torch.device, kernels: str, forced: str | None) -> tuple[str, ...]:
+    """The backends to try for the ops in ``kernels``, in order."""
+    able = {"reference"}
+    reason = "Triton is not installed"
+    if find_spec("triton") is not None:
+        able.add("triton")
+        major, minor = torch.cuda.get_device_capability(device)
+        reason = f"the chip is sm_{major}{minor}"
+        if major == 9:
+            able.add("hopper")
+    if forced is not None:
+        if forced not in able:
+            raise RuntimeError(f"the {forced} backend cannot run on {device}: {reason}")
+        able = set(BACKENDS[BACKENDS.index(forced) :])
+    order = tuple(b for b in BACKENDS if b in able and (b != "hopper" or _has_hopper(kernels)))
+    _LOG.info("%s on %s: %s", kernels, device, ", else ".join(order))
+    return order
+
+
+def _has_hopper(kernels: str) -> bool:
+    return find_spec(f"{kernels}.hopper") is not None

@@ -4,27 +4,13 @@ import torch
 from torch import Tensor
 
 from viditq.ops.int4_linear import reference
+from viditq.ops.int8_linear import signature
 from viditq.ops.registration import register_op
 
 __all__ = ["int4_linear"]
 
-
-def _shape(
-    x: Tensor,
-    x_scale: Tensor,  # noqa: ARG001
-    weight: Tensor,
-    scale: Tensor,  # noqa: ARG001
-    bias: Tensor | None,  # noqa: ARG001
-    dtype: torch.dtype,
-) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
-
-
 _int4_linear = register_op(
-    "int4_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor scale, Tensor? bias, "
-    "ScalarType dtype) -> Tensor",
-    reference.int4_linear,
-    _shape,
+    "int4_linear" + signature.ARGUMENTS, reference.int4_linear, signature.result
 )
 
 
@@ -35,6 +21,9 @@ def int4_linear(
     scale: Tensor,
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    *,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Linear layer on integer codes with two weights per byte.
 
@@ -45,6 +34,9 @@ def int4_linear(
         scale: (N,) fp32 per output channel.
         bias: (N,) any float, or ``None``.
         dtype: of the result.
+        gate: (B, N), any float, B dividing M: rows ``i·M/B … (i+1)·M/B`` of the layer's output are
+            multiplied by ``gate[i]``.
+        residual: (M, N), any float, added last.
 
     Returns:
         (M, N) ``dtype``.
@@ -54,4 +46,5 @@ def int4_linear(
             f"x (M, K) and packed weight (N, ⌈K/2⌉) do not fit: {tuple(x.shape)} and "
             f"{tuple(weight.shape)}"
         )
-    return _int4_linear(x, x_scale, weight, scale, bias, dtype)
+    signature.check(x, weight, gate, residual)
+    return _int4_linear(x, x_scale, weight, scale, bias, gate, residual, dtype)

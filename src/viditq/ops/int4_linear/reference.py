@@ -15,7 +15,10 @@ def int4_linear(
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None,
+    gate: Tensor | None,
+    residual: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(M, K) int8, (M,) or () fp32, (N, ⌈K/2⌉) uint8, (N,) fp32, (N,) or None -> (M, N)."""
-    return int8_linear(x, x_scale, unpack_int4(weight, x.shape[1]), scale, bias, dtype)
+    """Shapes as in :func:`viditq.ops.int4_linear` -> (M, N) ``dtype``."""
+    codes = unpack_int4(weight, x.shape[1])
+    return int8_linear(x, x_scale, codes, scale, bias, gate, residual, dtype)

@@ -3,28 +3,13 @@
 import torch
 from torch import Tensor
 
-from viditq.ops.int8_linear import reference
+from viditq.ops.int8_linear import reference, signature
 from viditq.ops.registration import register_op
 
 __all__ = ["int8_linear"]
 
-
-def _shape(
-    x: Tensor,
-    x_scale: Tensor,  # noqa: ARG001
-    weight: Tensor,
-    scale: Tensor,  # noqa: ARG001
-    bias: Tensor | None,  # noqa: ARG001
-    dtype: torch.dtype,
-) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
-
-
 _int8_linear = register_op(
-    "int8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor scale, Tensor? bias, "
-    "ScalarType dtype) -> Tensor",
-    reference.int8_linear,
-    _shape,
+    "int8_linear" + signature.ARGUMENTS, reference.int8_linear, signature.result
 )
 
 
@@ -35,6 +20,9 @@ def int8_linear(
     scale: Tensor,
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    *,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Linear layer on integer codes.
 
@@ -45,6 +33,9 @@ def int8_linear(
         scale: (N,) fp32 per output channel.
         bias: (N,) any float, or ``None``.
         dtype: of the result.
+        gate: (B, N), any float, B dividing M: rows ``i·M/B … (i+1)·M/B`` of the layer's output are
+            multiplied by ``gate[i]``.
+        residual: (M, N), any float, added last.
 
     Returns:
         (M, N) ``dtype``.
@@ -53,4 +44,5 @@ def int8_linear(
         raise ValueError(
             f"x (M, K) and weight (N, K) do not fit: {tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    return _int8_linear(x, x_scale, weight, scale, bias, dtype)
+    signature.check(x, weight, gate, residual)
+    return _int8_linear(x, x_scale, weight, scale, bias, gate, residual, dtype)

@@ -3,7 +3,8 @@
 ``y = (x_code · w_codeᵀ) · x_scale · scale + bias``: both scales sit outside the sum over K because
 everything summed together shares them (ViDiT-Q, section 3). The integer sum is exact: codes are
 carried in fp32, where a sum over 1,024 features stays below 2²⁴, and longer sums are added in
-int32.
+int32. What follows a layer in a transformer block may follow in the same pass, in fp32: the gate of
+its modulation and the residual, ``gate · y + residual``.
 """
 
 import torch
@@ -33,10 +34,16 @@ def int8_linear(
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None,
+    gate: Tensor | None,
+    residual: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(M, K) int8, (M,) or () fp32, (N, K) int8, (N,) fp32, (N,) or None -> (M, N) ``dtype``."""
+    """Shapes as in :func:`viditq.ops.int8_linear` -> (M, N) ``dtype``."""
     y = integer_matmul(x, weight) * x_scale.reshape(-1, 1) * scale
     if bias is not None:
         y = y + bias.to(torch.float32)
+    if gate is not None:
+        y = y * gate.to(torch.float32).repeat_interleave(len(y) // max(1, len(gate)), dim=0)
+    if residual is not None:
+        y = y + residual.to(torch.float32)
     return y.to(dtype)

@@ -1,8 +1,9 @@
 """Dynamic per-token quantization with balancing in the same pass: the definition.
 
-``x' = (x / smooth) H``, ``scale = amax|x'| / qmax`` per row, ``code = round(x' / scale)`` with ties
-to even (ViDiT-Q, arXiv 2406.02540, Eq. 2, symmetric). A row of zeros has scale 0 and codes 0; a
-row that holds inf or NaN has a non-finite scale and codes 0, so that it comes out as NaN.
+``x' = (x · 1/smooth) H``, ``scale = amax|x'| / qmax`` per row, ``code = round(x' · qmax/amax)``
+with ties to even (ViDiT-Q, arXiv 2406.02540, Eq. 2, symmetric). The two quotients are taken once
+per channel and per row, as kernels do. A row of zeros, or of values below 1e-30, has scale 0 and
+codes 0; one that holds inf or NaN has a non-finite scale and codes 0, so that it comes out as NaN.
 """
 
 import torch
@@ -10,14 +11,17 @@ from torch import Tensor
 
 from viditq.ops.hadamard.reference import block_hadamard
 
-__all__ = ["balance_rows", "quantize_rows"]
+__all__ = ["SMALLEST", "balance_rows", "quantize_rows"]
+
+SMALLEST = 1e-30
+"""A row whose largest magnitude is below counts as zeros: a reciprocal must not overflow."""
 
 
 def balance_rows(x: Tensor, smooth: Tensor | None, hadamard: int) -> Tensor:
-    """``(x / smooth) H``: (M, K) any float -> (M, K) fp32 (fp64 stays fp64)."""
+    """``(x · 1/smooth) H``: (M, K) any float -> (M, K) fp32 (fp64 stays fp64)."""
     x = x if x.dtype == torch.float64 else x.to(torch.float32)
     if smooth is not None:
-        x = x / smooth
+        x = x * smooth.reciprocal()
     return block_hadamard(x, hadamard)
 
 
@@ -30,7 +34,8 @@ def quantize_rows(
     if balanced.numel() == 0:
         scale = balanced.new_zeros(balanced.shape[0], dtype=torch.float32)
         return balanced.to(torch.int8), scale
-    scale = (balanced.abs().amax(-1) / qmax).to(torch.float32)
-    steps = balanced / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    codes = steps.round().clamp(-qmax, qmax).nan_to_num(nan=0.0)
-    return codes.to(torch.int8, memory_format=torch.contiguous_format), scale
+    amax = balanced.abs().amax(-1).to(torch.float32)
+    amax = torch.where(amax < SMALLEST, 0.0, amax)
+    codes = (balanced * (qmax / amax)[:, None]).round().clamp(-qmax, qmax)
+    codes = codes.where((amax > 0)[:, None], 0.0).nan_to_num(nan=0.0)
+    return codes.to(torch.int8, memory_format=torch.contiguous_format), amax / qmax

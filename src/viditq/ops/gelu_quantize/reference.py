@@ -1,0 +1,32 @@
+"""Activation function, balancing and per-token quantization in one pass: the definition.
+
+``y = act(x)``, or ``y = a · act(g)`` with ``x = [a, g]`` for the gated forms (GEGLU, SwiGLU; arXiv
+2002.05202, in diffusers' order: the gate comes second), then :mod:`viditq.ops.quantize_rows`, all
+in fp32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from viditq.ops.quantize_rows.reference import quantize_rows
+
+__all__ = ["activate_rows", "gelu_quantize"]
+
+
+def activate_rows(x: Tensor, kind: str, gated: bool) -> Tensor:
+    """(M, K), or (M, 2K) if gated, any float -> (M, K) fp32 (fp64 stays fp64)."""
+    x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    value, gate = x.chunk(2, dim=1) if gated else (None, x)
+    if kind == "silu":
+        activated = F.silu(gate)
+    else:
+        activated = F.gelu(gate, approximate="tanh" if kind == "gelu_tanh" else "none")
+    return activated if value is None else value * activated
+
+
+def gelu_quantize(
+    x: Tensor, kind: str, gated: bool, smooth: Tensor | None, hadamard: int, bits: int
+) -> tuple[Tensor, Tensor]:
+    """(M, K) or (M, 2K) float -> codes (M, K) int8 and scale (M,) fp32."""
+    return quantize_rows(activate_rows(x, kind, gated), smooth, hadamard, bits)
