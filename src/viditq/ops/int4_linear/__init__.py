@@ -10,7 +10,10 @@ from viditq.ops.registration import register_op
 __all__ = ["int4_linear"]
 
 _int4_linear = register_op(
-    "int4_linear" + signature.ARGUMENTS, reference.int4_linear, signature.result
+    "int4_linear" + signature.ARGUMENTS,
+    reference.int4_linear,
+    signature.result,
+    kernels="viditq.ops.int4_linear",
 )
 
 

@@ -9,7 +9,10 @@ from viditq.ops.registration import register_op
 __all__ = ["int8_linear"]
 
 _int8_linear = register_op(
-    "int8_linear" + signature.ARGUMENTS, reference.int8_linear, signature.result
+    "int8_linear" + signature.ARGUMENTS,
+    reference.int8_linear,
+    signature.result,
+    kernels="viditq.ops.int8_linear",
 )
 
 
