@@ -29,6 +29,7 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -153,7 +154,7 @@ def _finish(total, m, n, tensors, shape, ONE_SCALE: gl.constexpr, ONE_GATE: gl.c
     Stores go from the accumulators' own layout straight to memory: at two bytes per 2·K operations
     they are too few to be worth a way through shared memory.
     """
-    M, N, _, gate_rows = shape
+    M, N, _, gate_rows, gate_stride = shape
     x_scale, scale, bias, gate, residual, out = tensors
     layout: gl.constexpr = total.type.layout
     rows = m + gl.arange(0, total.shape[0], gl.SliceLayout(1, layout))
@@ -169,10 +170,10 @@ def _finish(total, m, n, tensors, shape, ONE_SCALE: gl.constexpr, ONE_GATE: gl.c
         y = y + gl.load(bias + columns, mask=in_n, other=0.0).to(gl.float32)[None, :]
     mask = in_m[:, None] & in_n[None, :]
     if gate is not None and ONE_GATE:
-        at = gate + (m // gate_rows).to(gl.int64) * N + columns
+        at = gate + (m // gate_rows).to(gl.int64) * gate_stride + columns
         y = y * gl.load(at, mask=in_n, other=0.0).to(gl.float32)[None, :]
     elif gate is not None:
-        at = (rows // gate_rows).to(gl.int64)[:, None] * N + columns[None, :]
+        at = (rows // gate_rows).to(gl.int64)[:, None] * gate_stride + columns[None, :]
         y = y * gl.load(gate + at, mask=mask, other=0.0).to(gl.float32)
     at = rows.to(gl.int64)[:, None] * N + columns[None, :]
     if residual is not None:
@@ -249,7 +250,7 @@ def _consume(
     ONE_GATE: gl.constexpr,
 ):
     """The two warp-groups that multiply and store."""
-    M, N, K, _ = shape
+    M, N, K, _, _ = shape
     wide, narrow = shares
     x_ring, first_ring, second_ring = rings
     full, empty = barriers
@@ -343,6 +344,7 @@ def int8_linear_kernel(
     N,
     K,
     gate_rows,
+    gate_stride,
     wide,
     narrow,
     ONE_SCALE: gl.constexpr,
@@ -363,6 +365,8 @@ def int8_linear_kernel(
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
+    # TMA, too, must see the barriers ready.
+    fence_async_shared()
     rings = (x_ring, first_ring, second_ring)
     barriers = (full, empty)
     tensors = (x_scale, scale, bias, gate, residual, out)
@@ -374,7 +378,7 @@ def int8_linear_kernel(
                     rings,
                     barriers,
                     tensors,
-                    (M, N, K, gate_rows),
+                    (M, N, K, gate_rows, gate_stride),
                     (wide, narrow),
                     SKEW,
                     GROUP,
@@ -472,13 +476,14 @@ def int8_linear(
         x_scale.contiguous(),
         scale.contiguous(),
         bias if bias is None else bias.contiguous(),
-        gate if gate is None else gate.contiguous(),
+        gate if gate is None or gate.stride(1) == 1 else gate.contiguous(),
         residual if residual is None else residual.contiguous(),
         out,
         m,
         n,
         k,
         gate_rows,
+        n if gate is None else gate.stride(0),
         whole,
         halves,
         ONE_SCALE=x_scale.ndim == 0,

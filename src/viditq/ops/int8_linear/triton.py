@@ -41,6 +41,7 @@ def int8_linear_kernel(
     N,
     K,
     gate_rows,
+    gate_stride,
     ONE_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_GATE: tl.constexpr,
@@ -85,7 +86,7 @@ def int8_linear_kernel(
         y += tl.load(bias + n, mask=in_n, other=0.0).to(tl.float32)[None, :]
     mask = in_m[:, None] & in_n[None, :]
     if HAS_GATE:
-        at = gate + (m // gate_rows).to(tl.int64)[:, None] * N + n[None, :]
+        at = gate + (m // gate_rows).to(tl.int64)[:, None] * gate_stride + n[None, :]
         y *= tl.load(at, mask=mask, other=0.0).to(tl.float32)
     offsets = m.to(tl.int64)[:, None] * N + n[None, :]
     if HAS_RESIDUAL:
@@ -134,13 +135,14 @@ def int8_linear(
         weight.contiguous(),
         scale.contiguous(),
         bias if bias is None else bias.contiguous(),
-        gate if gate is None else gate.contiguous(),
+        gate if gate is None or gate.stride(1) == 1 else gate.contiguous(),
         residual if residual is None else residual.contiguous(),
         out,
         m,
         n,
         k,
         1 if gate is None else m // len(gate),
+        0 if gate is None else gate.stride(0),
         ONE_SCALE=x_scale.ndim == 0,
         HAS_BIAS=bias is not None,
         HAS_GATE=gate is not None,
