@@ -42,7 +42,8 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
     def takes(block: Any) -> bool:
         """Whether ``block`` is an original that can be fused, and has a layer that gains by it."""
         return (
-            is_untouched(block, attention.BasicTransformerBlock)
+            type(block) is attention.BasicTransformerBlock
+            and "forward" not in block.__dict__
             and block.norm_type == "ada_norm_single"
             and block.pos_embed is None
             and not block.only_cross_attention

@@ -55,11 +55,12 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     """(N_i, …) parameters as one (ΣN_i, …) tensor, which they become views of.
 
     Under ``torch.compile`` memory has no addresses, so the compiled code copies them together: some
-    microseconds, and always right.
+    microseconds, and always right. So are parameters that were made under inference mode, which
+    cannot be moved.
     """
     if len(parts) == 1:
         return parts[0]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or parts[0].is_inference():
         return torch.cat(list(parts))
     if not _adjacent(parts):
         _lay_side_by_side(parts)
@@ -69,13 +70,14 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _adjacent(parts: Sequence[Tensor]) -> bool:
     """Whether the parts follow each other without a gap in one allocation."""
-    first = parts[0]
-    storage, address = first.untyped_storage().data_ptr(), first.data_ptr()
+    address = parts[0].data_ptr()
     for part in parts:
-        if part.data_ptr() != address or part.untyped_storage().data_ptr() != storage:
+        if part.data_ptr() != address:
             return False
         address += part.nbytes
-    return True
+    # Allocations of their own may be neighbours too; then the first ends before the last part does.
+    storage = parts[0].untyped_storage()
+    return address <= storage.data_ptr() + storage.nbytes()
 
 
 def _lay_side_by_side(parts: Sequence[Tensor]) -> None:

@@ -57,7 +57,8 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
     values: Tensor | None = None
     for index, layer in enumerate(layers):
         if takes_codes(layer):
-            key = (balancing(layer), layer.plan.weight, layer.bias is None)
+            bias = None if layer.bias is None else layer.bias.dtype
+            key = (balancing(layer), layer.plan.weight, bias)
             joint.setdefault(key, []).append(index)
         else:
             values = x.values() if values is None else values
