@@ -404,6 +404,57 @@ class TestStaysAModule:
         compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(run(compiled, inputs), expected)
 
+    def test_compiles_into_one_graph_with_layers_that_are_not_fused(self, make_block, inputs):
+        others = {"attn1.to_k": None, "attn2.to_out.0": LayerPlan(granularity="tensor")}
+        block = make_block(plans=others)
+        block.ff.net[2].register_forward_hook(lambda module, args, y: 2 * y)
+        fuse_(block)
+        expected = run(block, inputs)
+        torch._dynamo.reset()
+        compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(run(compiled, inputs), expected)
+
+
+@pytest.mark.gpu
+class TestOnCuda:
+    @pytest.fixture
+    def on_cuda(self, make_block, inputs):
+        """A fused block and its inputs."""
+        block = make_block().cuda()
+        fuse_(block)
+        return block, {name: value.cuda() for name, value in inputs.items()}
+
+    def test_is_the_block_on_the_cpu(self, make_block, inputs, on_cuda):
+        """With a flip or two: one is 1/127 of a row in one of 32 channels of one of 12 tokens."""
+        block, moved = on_cuda
+        assert distance(run(block, moved).cpu(), run(make_block(), inputs)) <= 5e-3
+
+    def test_does_not_wait_for_the_device(self, on_cuda):
+        block, inputs = on_cuda
+        run(block, inputs)  # compiles kernels and lays the weights side by side
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(block, inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_in_a_cuda_graph(self, on_cuda):
+        block, inputs = on_cuda
+        expected = run(block, inputs)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run(block, inputs)
+        captured.zero_()
+        graph.replay()
+        assert torch.equal(captured, expected)
+
+    def test_compiled(self, on_cuda):
+        block, inputs = on_cuda
+        expected = run(block, inputs)
+        torch._dynamo.reset()
+        compiled = torch.compile(block, fullgraph=True)
+        assert distance(run(compiled, inputs), expected) <= 5e-3
+
 
 def test_where_fusing_is_the_default():
     assert is_faster("cuda:1")
