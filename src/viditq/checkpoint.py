@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from viditq import blocks
 from viditq.diagnostics import LayerDiagnostics
 from viditq.errors import CheckpointError
 from viditq.files import write_atomic
@@ -149,6 +150,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    fuse: bool | None = None,
 ) -> Any:
     """Read a quantized transformer.
 
@@ -156,6 +158,7 @@ def load(
         folder: the ``transformer`` folder of a quantized pipeline.
         device: where the tensors go.
         dtype: of what stayed float, scales and smoothing excepted; ``None`` leaves it as stored.
+        fuse: fuse its blocks (:func:`viditq.blocks.fuse_`); ``None``: where that is faster.
 
     Returns:
         The diffusers model, in evaluation mode.
@@ -172,7 +175,10 @@ def load(
     model.load_state_dict(tensors, assign=True)
     set_config(model, config)
     # What is not stored (position tables and the like) was made on the CPU.
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if blocks.is_faster(device) if fuse is None else fuse:
+        blocks.fuse_(model)
+    return model
 
 
 def _quantized_without_storage(folder: Path) -> tuple[Any, QuantizationConfig, Plan]:

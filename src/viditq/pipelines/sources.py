@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from viditq import checkpoint
+from viditq import blocks, checkpoint
 from viditq.errors import InputError, PipelineError
 from viditq.pipelines.families import family_named
 from viditq.zoo import catalog
@@ -113,13 +113,21 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def load(source: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+def load(
+    source: str | Path,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    fuse: bool | None = None,
+) -> Any:
     """Load a float or quantized pipeline, ready to run.
 
     Args:
         source: see :func:`resolve`.
         device: ``cpu`` or ``cuda``.
         dtype: of everything that is not quantized; scales stay fp32.
+        fuse: fuse the blocks of a quantized transformer (:func:`viditq.blocks.fuse_`); ``None``:
+            where that is faster.
 
     Returns:
         A diffusers pipeline.
@@ -135,7 +143,8 @@ def load(source: str | Path, device: str = "cpu", dtype: torch.dtype = torch.flo
 
     components: dict[str, Any] = {}
     if checkpoint.is_quantized(folder / TRANSFORMER):
-        components[TRANSFORMER] = checkpoint.load(folder / TRANSFORMER, dtype=dtype)
+        fuse = blocks.is_faster(target) if fuse is None else fuse
+        components[TRANSFORMER] = checkpoint.load(folder / TRANSFORMER, dtype=dtype, fuse=fuse)
     pipeline = getattr(diffusers, index["_class_name"])
     with _quiet_libraries():
         try:

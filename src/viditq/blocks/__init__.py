@@ -1,0 +1,55 @@
+"""Fused forwards: a block's own forward written with fused ops, one file per class of block.
+
+:func:`fuse_` gives every block that one of them knows the class of its fused twin, a subclass:
+parameters, ``state_dict``, hooks and references to the block stay, ``isinstance`` stays true, and
+copies and pickles are fused too; a function put in the place of ``block.forward`` would go on
+serving the original in a copy. The twin has the same class name, by which diffusers finds blocks
+to compile, to place or to offload.
+
+A fused block computes what its layers would (equal within rounding). What it cannot compute it
+leaves, call by call, to the layers' own forwards; see :mod:`viditq.blocks.products` for a layer and
+each twin for the block as a whole.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["fuse_", "is_faster", "unfuse_"]
+
+
+def fuse_(model: nn.Module) -> int:
+    """Fuse every block of ``model`` that has a fused form and a quantized layer, in place.
+
+    Returns:
+        how many blocks are newly fused.
+    """
+    # diffusers takes seconds to import; whoever has a model has waited for it already.
+    from viditq.blocks.basic import BasicTransformerBlock
+
+    blocks = [module for module in model.modules() if BasicTransformerBlock.takes(module)]
+    for block in blocks:
+        block.__class__ = BasicTransformerBlock
+    return len(blocks)
+
+
+def unfuse_(model: nn.Module) -> int:
+    """Take :func:`fuse_` back, in place; returns how many blocks were fused."""
+    from diffusers.models import attention
+
+    from viditq.blocks.basic import BasicTransformerBlock
+
+    blocks: list[Any] = [m for m in model.modules() if type(m) is BasicTransformerBlock]
+    for block in blocks:
+        block.__class__ = attention.BasicTransformerBlock
+    return len(blocks)
+
+
+def is_faster(device: torch.device | str) -> bool:
+    """Whether fused blocks gain time on ``device``.
+
+    On the CPU ops run their definitions, which nothing makes faster, and results stay those of the
+    layers, bit by bit.
+    """
+    return torch.device(device).type == "cuda"

@@ -1,0 +1,132 @@
+"""Blocks with random quantized layers, denoisers with recorded inputs, and a count of ops."""
+
+from collections import Counter
+
+import pytest
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from viditq import checkpoint
+from viditq.calibration import move
+from viditq.models.basic_block import SHARED_INPUTS
+from viditq.nn import QuantLinear
+from viditq.plan import LayerPlan
+from viditq.quantizers import pack
+
+B, S, T, C, HEADS = 2, 6, 5, 32, 2
+PLAN = LayerPlan(smooth=0.5, hadamard=16)
+FIRST = {name: names[0] for names in SHARED_INPUTS for name in names}
+
+
+def random_layer(linear: nn.Linear, plan: LayerPlan, smooth: torch.Tensor) -> QuantLinear:
+    layer, fmt = QuantLinear.like(linear, plan), plan.weight_format
+    shape = (linear.out_features, linear.in_features)
+    layer.weight.data = pack(torch.randint(fmt.qmin, fmt.qmax + 1, shape, dtype=torch.int8), fmt)
+    layer.scale.data = (torch.rand(shape[0]) + 0.5) / fmt.qmax / shape[1] ** 0.5
+    if layer.bias is not None:
+        layer.bias.data = torch.randn(shape[0]) / 10
+    if layer.smooth is not None:
+        layer.smooth.data = smooth.clone()
+    if layer.input_scale is not None:
+        layer.input_scale.data = torch.tensor(0.02)
+    return layer
+
+
+@pytest.fixture
+def make_block():
+    """A block, by ``make_block(plan, plans={name: another plan}, **options)``; None is float."""
+
+    def make(plan=PLAN, plans=None, cross=True, **options):
+        torch.manual_seed(1)
+        settings = {
+            "norm_type": "ada_norm_single",
+            "activation_fn": "gelu-approximate",
+            "cross_attention_dim": C if cross else None,
+            "attention_bias": True,
+            "norm_elementwise_affine": False,
+            "norm_eps": 1e-6,
+        }
+        block = BasicTransformerBlock(C, HEADS, C // HEADS, **(settings | options)).eval()
+        smooths = {}
+        linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+        for name, linear in linears.items():
+            shared = FIRST.get(name, name)
+            smooth = smooths.setdefault(shared, torch.rand(linear.in_features) + 0.5)
+            if own := (plans or {}).get(name, plan):
+                block.set_submodule(name, random_layer(linear, own, smooth))
+        return block.requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def inputs():
+    """Arguments of a block: two captions, the first with two tokens of padding."""
+    mask = torch.zeros(B, 1, T)
+    mask[0, :, 3:] = -10000.0
+    return {
+        "hidden_states": torch.randn(B, S, C),
+        "encoder_hidden_states": torch.randn(B, T, C),
+        "encoder_attention_mask": mask,
+        "timestep": torch.randn(B, 6 * C) / 2,
+    }
+
+
+class CountOps(TorchDispatchMode):
+    """Counts the ops of viditq, under their names, and what waits for the device, as ``sync``."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if func.namespace == "viditq":
+            self.counts[name] += 1
+        if name in ("_local_scalar_dense", "nonzero", "equal"):
+            self.counts["sync"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def count_ops():
+    """``count_ops(f, **arguments)``: how often each op of viditq ran in one call."""
+
+    def count(function, **arguments):
+        with torch.no_grad(), CountOps() as mode:
+            function(**arguments)
+        return dict(mode.counts)
+
+    return count
+
+
+@pytest.fixture
+def denoiser(quantized):
+    """A quantized transformer, as loaded on the CPU, by ``denoiser(kind, preset, dtype)``."""
+
+    def load(kind, preset, dtype=None):
+        return checkpoint.load(quantized(kind, preset) / "transformer", dtype=dtype)
+
+    return load
+
+
+@pytest.fixture
+def outputs(recorded):
+    """What a transformer makes of the recorded calls of its kind, fp32."""
+
+    def run(model, kind, dtype=torch.float32):
+        with torch.no_grad():
+            calls = [_cast(move(call.arguments, "cpu"), dtype) for call in recorded(kind)]
+            made = [model(**{**call, "return_dict": False})[0] for call in calls]
+            return torch.cat([each.float() for each in made])
+
+    return run
+
+
+def _cast(value, dtype):
+    if isinstance(value, dict):
+        return {key: _cast(each, dtype) for key, each in value.items()}
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float else value
