@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from viditq.blocks import fuse_, unfuse_
     from viditq.calibration import CalibrationSet, observe
     from viditq.checkpoint import inspect
     from viditq.convert import quantize_
@@ -47,6 +48,7 @@ __all__ = [
     "ViditqError",
     "__version__",
     "compare",
+    "fuse_",
     "generate",
     "inspect",
     "list_presets",
@@ -58,6 +60,7 @@ __all__ = [
     "quantize_",
     "record",
     "register",
+    "unfuse_",
 ]
 
 # The module that each public name lives in.
@@ -76,6 +79,7 @@ _HOMES = {
     "Recipe": "plan",
     "ViditqError": "errors",
     "compare": "evaluation",
+    "fuse_": "blocks",
     "generate": "pipelines",
     "inspect": "checkpoint",
     "list_presets": "plan",
@@ -87,6 +91,7 @@ _HOMES = {
     "quantize_": "convert",
     "record": "pipelines",
     "register": "pipelines",
+    "unfuse_": "blocks",
 }
 
 
