@@ -1,14 +1,16 @@
 """Results as tables for the terminal."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from viditq.bench import TextTable
     from viditq.checkpoint import CheckpointSummary
     from viditq.evaluation import Comparison
 
-__all__ = ["comparison_table", "layer_table"]
+__all__ = ["comparison_table", "layer_table", "speed_tables"]
 
 
 def comparison_table(comparison: "Comparison") -> Table:
@@ -68,3 +70,16 @@ def layer_table(summary: "CheckpointSummary") -> Table:
             f"{before:.1f} → {after:.1f}",
         )
     return table
+
+
+def speed_tables(tables: "Sequence[TextTable]") -> list[Table | str]:
+    """Tables of text with their notes below."""
+    shown: list[Table | str] = []
+    for text in tables:
+        table = Table(title=text.title, box=None, title_justify="left", title_style="bold")
+        for number, name in enumerate(text.columns):
+            table.add_column(name, justify="right" if number else "left", overflow="fold")
+        for row in text.rows:
+            table.add_row(*row)
+        shown += [table, *text.notes, ""]
+    return shown
