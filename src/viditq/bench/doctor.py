@@ -145,6 +145,7 @@ def diagnose(
 
     Raises:
         PipelineError: there is no such pipeline, or none of a supported family.
+        InputError: there is no such kind of device.
     """
     folder = resolve(source)
     index = read_index(folder)
@@ -152,7 +153,7 @@ def diagnose(
     infos = adapter_for(model).layers(model)
     counts = _token_counts(model, str(index["_class_name"]), tokens)
     planned = _by_shape((infos[name] for name in plans), plans, counts)
-    where = resolve_device(device) if device != "cpu" and torch.cuda.is_available() else None
+    where = _gpu(device)
     obstacle = _obstacle(where)
     verdicts = [
         shape if where is None else measure_shape(shape, plan, where, obstacle)
@@ -165,6 +166,14 @@ def diagnose(
         obstacle=obstacle,
         layers=tuple(verdicts),
     )
+
+
+def _gpu(device: str) -> torch.device | None:
+    """The GPU called ``device``; None for the CPU, or if this machine has none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return None
+    resolved = resolve_device(device)
+    return resolved if resolved.type == "cuda" else None
 
 
 def _describe(folder: Path) -> tuple[Any, Mapping[str, LayerPlan]]:

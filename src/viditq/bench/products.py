@@ -27,9 +27,19 @@ from viditq.formats import INT8
 from viditq.ops.int8_linear import reference
 from viditq.quantizers import minmax_scale, round_nearest
 
-__all__ = ["BF16", "PRODUCTS", "QUICK_PRODUCTS", "Product", "product_rows"]
+__all__ = [
+    "BF16",
+    "FP8",
+    "INT4_LINEAR",
+    "INT8_LINEAR",
+    "PRODUCTS",
+    "QUICK_PRODUCTS",
+    "Product",
+    "product_rows",
+]
 
-BF16 = "bf16 F.linear"
+BF16, FP8 = "bf16 F.linear", "fp8 row-wise _scaled_mm"
+INT8_LINEAR, INT4_LINEAR = "int8_linear", "int4_linear"
 
 
 @dataclass(frozen=True)
@@ -76,10 +86,10 @@ def product_rows(product: Product, device: torch.device, *, torchao: bool) -> It
     """One row per op that can compute ``product``, or cannot and says why."""
     makers: dict[str, Callable[[_Operands], _Candidate]] = {
         BF16: _bf16,
-        "int8_linear": _int8,
-        "int4_linear": _int4,
+        INT8_LINEAR: _int8,
+        INT4_LINEAR: _int4,
         "torch._int_mm": _int_mm,
-        "fp8 row-wise _scaled_mm": _fp8,
+        FP8: _fp8,
         "quantize_rows + int8_linear": _layer,
     }
     if torchao:
@@ -172,7 +182,7 @@ def _int4(o: _Operands) -> _Candidate:
 
 
 def _int_mm(o: _Operands) -> _Candidate:
-    _need_cuda(o, "int8 products of torch are slow there")
+    _need_cuda(o)
 
     def check(y: Tensor) -> str:
         exact = o.x_codes[o.rows].double() @ o.weight_codes.double().T
@@ -183,7 +193,7 @@ def _int_mm(o: _Operands) -> _Candidate:
 
 def _fp8(o: _Operands) -> _Candidate:
     """Row-wise scales, fast accumulation: the fastest product that torch itself has."""
-    _need_cuda(o, "fp8 products need sm_89 or newer")
+    _need_cuda(o)
     x, x_scale = _to_fp8(o.x)
     weight, scale = _to_fp8(o.weight)
 
@@ -199,7 +209,7 @@ def _fp8(o: _Operands) -> _Candidate:
         )
 
     def check(y: Tensor) -> str:
-        exact = x[o.rows].double() @ weight.double().T
+        exact = x.float()[o.rows].double() @ weight.float().double().T
         exact = exact * x_scale[o.rows].double() * scale.T.double() + o.bias.double()
         return near(y[o.rows], exact, PEER_ERROR)
 
@@ -232,10 +242,12 @@ def _torchao(o: _Operands, kind: str) -> _Candidate:
     linear.weight.data, linear.bias.data = o.weight.clone(), o.bias.clone()
     layer = nn.Sequential(linear)
     quantize_peer_(layer, kind, lambda module, _: isinstance(module, nn.Linear))
+    # Each shape compiles anew; after a few, the compiler would give up on this layer.
+    torch.compiler.reset()
     layer.compile(dynamic=False)
     return _Candidate(lambda: layer(o.x), partial(o.float_check, LAYER_ERROR), compiled=True)
 
 
-def _need_cuda(o: _Operands, otherwise: str) -> None:
+def _need_cuda(o: _Operands) -> None:
     if o.device.type != "cuda":
-        raise CannotRun(f"needs a GPU: {otherwise}")
+        raise CannotRun("compared on a GPU only")

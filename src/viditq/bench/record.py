@@ -20,7 +20,7 @@ class CannotRun(Exception):
     """What was to be measured needs something that is not here; the message says what."""
 
 
-def origin(device: torch.device, command: str | None) -> Origin:
+def origin(device: torch.device, command: str | None, backend: str | None) -> Origin:
     """What makes the numbers of this run."""
     return Origin(
         created=provenance.now(),
@@ -29,6 +29,7 @@ def origin(device: torch.device, command: str | None) -> Origin:
         versions=provenance.versions(),
         hardware=provenance.hardware(str(device)),
         device=str(device),
+        backend=backend,
     )
 
 

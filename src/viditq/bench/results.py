@@ -108,7 +108,7 @@ Row = Annotated[ProductRow | RowOpRow | ModelRow, Field(discriminator="table")]
 
 
 class Origin(_Value):
-    """What made the numbers."""
+    """What made the numbers; ``backend`` is None where each op took the fastest it has."""
 
     created: str
     command: str | None
@@ -116,6 +116,7 @@ class Origin(_Value):
     versions: dict[str, str]
     hardware: dict[str, str]
     device: str
+    backend: str | None = None
 
 
 class BenchResult(_Value):

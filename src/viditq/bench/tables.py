@@ -1,10 +1,10 @@
 """Results as tables of text: for the terminal, and as Markdown for docs/performance.md."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from viditq.bench.models import MODELS
-from viditq.bench.products import BF16
+from viditq.bench.products import BF16, FP8, INT4_LINEAR, INT8_LINEAR
 from viditq.bench.results import BenchResult, Measured, ModelRow, ProductRow, RowOpRow, Timing
 
 __all__ = ["TextTable", "markdown", "tables"]
@@ -42,8 +42,10 @@ def tables(result: BenchResult) -> list[TextTable]:
     """The tables of one run, in the order in which it measured."""
     found: list[TextTable] = []
     products = [row for row in result.rows if isinstance(row, ProductRow)]
-    for case in dict.fromkeys(row.case for row in products):
-        found.append(_products([row for row in products if row.case == case]))
+    cases = {case: [row for row in products if row.case == case] for case in _cases(products)}
+    if len(cases) > 1:
+        found.append(_rates(cases))
+    found += [_products(rows) for rows in cases.values()]
     row_ops = [row for row in result.rows if isinstance(row, RowOpRow)]
     if row_ops:
         found.append(_row_ops(row_ops, result.copy_bytes_per_s))
@@ -72,6 +74,25 @@ def _origin(result: BenchResult) -> str:
     return f"{command}{chip}; {versions}; commit {made.commit or 'unknown'}; {made.created[:10]}."
 
 
+def _cases(rows: Sequence[ProductRow]) -> list[str]:
+    return list(dict.fromkeys(row.case for row in rows))
+
+
+def _rates(cases: Mapping[str, Sequence[ProductRow]]) -> TextTable:
+    """All shapes at a glance: rates, and how ours compare."""
+    ops = list(dict.fromkeys(row.op for rows in cases.values() for row in rows))
+    ratios = ((INT8_LINEAR, BF16), (INT8_LINEAR, FP8), (INT4_LINEAR, INT8_LINEAR))
+    lines: list[tuple[str, ...]] = []
+    for case, rows in cases.items():
+        by_op = {row.op: row for row in rows}
+        rates = [NOTHING if by_op[op].tops is None else f"{by_op[op].tops:.4g}" for op in ops]
+        timings = {op: row.timing for op, row in by_op.items()}
+        compared = [_speedup(timings.get(theirs), timings.get(ours)) for ours, theirs in ratios]
+        lines.append((case, *rates, *compared))
+    names = [f"{ours} against {theirs}" for ours, theirs in ratios]
+    return TextTable("Matrix products, 10¹² operations/s", ("", *ops, *names), tuple(lines))
+
+
 def _products(rows: Sequence[ProductRow]) -> TextTable:
     first = rows[0]
     base = next((row.timing for row in rows if row.op == BF16), None)
@@ -89,7 +110,7 @@ def _products(rows: Sequence[ProductRow]) -> TextTable:
             )
             for row in rows
         ),
-        _notes(rows),
+        _notes({row.op: row for row in rows}),
     )
 
 
@@ -109,7 +130,7 @@ def _row_ops(rows: Sequence[RowOpRow], copy_bytes_per_s: float | None) -> TextTa
             )
             for row in rows
         ),
-        _notes(rows),
+        _notes({f"{r.case}, {r.op}{', balanced' if r.balanced else ''}": r for r in rows}),
     )
 
 
@@ -143,17 +164,17 @@ def _steps(rows: Sequence[ModelRow]) -> TextTable:
             )
             for row in rows
         ),
-        _notes(rows),
+        _notes({row.op: row for row in rows}),
     )
 
 
-def _notes(rows: Sequence[Measured]) -> tuple[str, ...]:
-    """Ops without a timing, those with the same reason together."""
+def _notes(rows: Mapping[str, Measured]) -> tuple[str, ...]:
+    """Rows without a timing, by name, those with the same reason together."""
     reasons: dict[str, list[str]] = {}
-    for row in rows:
+    for name, row in rows.items():
         if row.skipped is not None:
-            reasons.setdefault(row.skipped, []).append(row.op)
-    return tuple(f"{', '.join(dict.fromkeys(ops))}: {why}" for why, ops in reasons.items())
+            reasons.setdefault(row.skipped, []).append(name)
+    return tuple(f"{'; '.join(names)}: {why}" for why, names in reasons.items())
 
 
 def _time(timing: Timing | None) -> tuple[str, str]:

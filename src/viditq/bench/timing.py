@@ -30,7 +30,9 @@ __all__ = [
 FEWEST, MOST = 3, 200
 """Repetitions: only what takes a large part of a second gets fewer than 20."""
 
-WARM_CALLS, WARM_S = 3, 0.1
+WARM_S = 0.1
+"""For clocks, caches and allocators to settle; one call at least."""
+
 CACHE_BYTES = 256 * 2**20
 COPY_BYTES = 2**30
 
@@ -63,12 +65,11 @@ def wall_s(call: Callable[[], Any], device: torch.device) -> float:
 
 def _warm_up(call: Callable[[], Any], device: torch.device) -> float:
     """Seconds of a call once it is warm."""
-    start, latest = time.perf_counter(), 0.0
-    for _ in range(WARM_CALLS):
+    start = time.perf_counter()
+    while True:
         latest = wall_s(call, device)
-    while time.perf_counter() - start < WARM_S and device.type == "cuda":
-        latest = wall_s(call, device)
-    return latest
+        if time.perf_counter() - start >= WARM_S:
+            return latest
 
 
 def _event_times(call: Callable[[], Any], repetitions: int, device: torch.device) -> list[float]:
@@ -111,8 +112,8 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def clear_memory(device: torch.device) -> None:
     """Give back what nothing refers to any more: one measurement leaves nothing to the next."""
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -37,6 +37,10 @@ Variants = Annotated[
         "name lists them); may be given several times; all by default.",
     ),
 ]
+Backend = Annotated[
+    Literal["hopper", "triton", "reference"] | None,
+    typer.Option(help="Implementation of viditq's ops on CUDA; by default each op's fastest."),
+]
 Budget = Annotated[
     float, typer.Option(min=0.1, metavar="S", help="Seconds for each measurement's repetitions.")
 ]
@@ -50,6 +54,7 @@ def bench_ops(
         bool, typer.Option("--quick", help="Two shapes of each kind, in below 1 GiB.")
     ] = False,
     torchao: TorchAo = False,
+    backend: Backend = None,
     json: Json = None,
 ) -> None:
     """Matrix products and row ops at the shapes of full-size models.
@@ -67,6 +72,7 @@ def bench_ops(
             device,
             quick=quick,
             torchao=torchao,
+            backend=backend,
             file=json,
             command=command_line(),
             track=track,
@@ -80,6 +86,7 @@ def bench_blocks(
     variant: Variants = None,
     device: Device = "cuda",
     torchao: TorchAo = False,
+    backend: Backend = None,
     budget: Budget = 2.0,
     json: Json = None,
 ) -> None:
@@ -89,7 +96,7 @@ def bench_blocks(
 
         viditq bench blocks --model pixart-sigma --json blocks.json
     """
-    _models("blocks", model, variant, device, torchao, budget, json)
+    _models("blocks", model, variant, device, torchao, backend, budget, json)
 
 
 @bench.command("denoisers")
@@ -98,6 +105,7 @@ def bench_denoisers(
     variant: Variants = None,
     device: Device = "cuda",
     torchao: TorchAo = False,
+    backend: Backend = None,
     budget: Budget = 10.0,
     json: Json = None,
 ) -> None:
@@ -107,7 +115,7 @@ def bench_denoisers(
 
         viditq bench denoisers --model flux-dev --model latte --json denoisers.json
     """
-    _models("denoisers", model, variant, device, torchao, budget, json)
+    _models("denoisers", model, variant, device, torchao, backend, budget, json)
 
 
 def _models(
@@ -116,6 +124,7 @@ def _models(
     variants: list[str] | None,
     device: str,
     torchao: bool,
+    backend: str | None,
     budget_s: float,
     json: Path | None,
 ) -> None:
@@ -128,6 +137,7 @@ def _models(
             models=models or (),
             variants=variants or (),
             torchao=torchao,
+            backend=backend,
             budget_s=budget_s,
             file=json,
             command=command_line(),
