@@ -20,7 +20,7 @@ from viditq.bench.models import ModelCase, make_inputs, models_named
 from viditq.bench.random_models import attention_kernels, build, largest_inputs
 from viditq.bench.record import collect, explain, guarded, origin
 from viditq.bench.results import BenchResult, ModelRow, Row
-from viditq.bench.timing import clear_memory, measure, peak_memory, time_limit, wall_s
+from viditq.bench.timing import clear_memory, compiling, measure, peak_memory, wall_s
 from viditq.bench.variants import Variant, prepare_, variants_named
 from viditq.ops import use_backend
 from viditq.pipelines.sources import resolve_device
@@ -166,7 +166,7 @@ class _CaseBench:
     ) -> dict[str, Any]:
         call = partial(_run, module, reference.arguments[part])
         outputs: list[Tensor] = []
-        with time_limit(COMPILE_S) if variant.compiled else nullcontext():
+        with compiling(COMPILE_S) if variant.compiled else nullcontext():
             first_call_s = wall_s(lambda: outputs.append(call()), self.device)
         arguments = reference.arguments[part]
         expected = _change(reference.outputs[part], arguments)

@@ -22,7 +22,7 @@ from viditq.bench.checks import near, within_twice
 from viditq.bench.peer import quantize_peer_
 from viditq.bench.record import CannotRun, guarded
 from viditq.bench.results import ProductRow
-from viditq.bench.timing import clear_memory, measure, peak_memory, time_limit
+from viditq.bench.timing import clear_memory, compiling, measure, peak_memory
 from viditq.formats import INT8
 from viditq.ops.int8_linear import reference
 from viditq.quantizers import minmax_scale, round_nearest
@@ -105,7 +105,7 @@ def product_rows(product: Product, device: torch.device, *, torchao: bool) -> It
 @torch.no_grad()
 def _timed(make: Callable[["_Operands"], _Candidate], operands: "_Operands") -> dict[str, Any]:
     candidate = make(operands)
-    with time_limit(COMPILE_S) if candidate.compiled else nullcontext():
+    with compiling(COMPILE_S) if candidate.compiled else nullcontext():
         result = candidate.call()
     check = candidate.check(result)
     del result

@@ -44,7 +44,7 @@ def tables(result: BenchResult) -> list[TextTable]:
     products = [row for row in result.rows if isinstance(row, ProductRow)]
     cases = {case: [row for row in products if row.case == case] for case in _cases(products)}
     if len(cases) > 1:
-        found.append(_rates(cases))
+        found += [_rates(cases), _ratios(cases)]
     found += [_products(rows) for rows in cases.values()]
     row_ops = [row for row in result.rows if isinstance(row, RowOpRow)]
     if row_ops:
@@ -79,18 +79,25 @@ def _cases(rows: Sequence[ProductRow]) -> list[str]:
 
 
 def _rates(cases: Mapping[str, Sequence[ProductRow]]) -> TextTable:
-    """All shapes at a glance: rates, and how ours compare."""
+    """All shapes at a glance."""
     ops = list(dict.fromkeys(row.op for rows in cases.values() for row in rows))
-    ratios = ((INT8_LINEAR, BF16), (INT8_LINEAR, FP8), (INT4_LINEAR, INT8_LINEAR))
     lines: list[tuple[str, ...]] = []
     for case, rows in cases.items():
-        by_op = {row.op: row for row in rows}
-        rates = [NOTHING if by_op[op].tops is None else f"{by_op[op].tops:.4g}" for op in ops]
-        timings = {op: row.timing for op, row in by_op.items()}
-        compared = [_speedup(timings.get(theirs), timings.get(ours)) for ours, theirs in ratios]
-        lines.append((case, *rates, *compared))
-    names = [f"{ours} against {theirs}" for ours, theirs in ratios]
-    return TextTable("Matrix products, 10¹² operations/s", ("", *ops, *names), tuple(lines))
+        tops = {row.op: row.tops for row in rows}
+        lines.append((case, *(_rate(tops.get(op)) for op in ops)))
+    return TextTable("Matrix products, 10¹² operations/s", ("", *ops), tuple(lines))
+
+
+def _ratios(cases: Mapping[str, Sequence[ProductRow]]) -> TextTable:
+    """How our products compare: above 1 is faster."""
+    pairs = ((INT8_LINEAR, BF16), (INT8_LINEAR, FP8), (INT4_LINEAR, INT8_LINEAR))
+    lines: list[tuple[str, ...]] = []
+    for case, rows in cases.items():
+        timings = {row.op: row.timing for row in rows}
+        speedups = (_speedup(timings.get(theirs), timings.get(ours)) for ours, theirs in pairs)
+        lines.append((case, *speedups))
+    columns = ("", "int8 vs bf16", "int8 vs fp8", "int4 vs int8")
+    return TextTable("Matrix products, speed", columns, tuple(lines))
 
 
 def _products(rows: Sequence[ProductRow]) -> TextTable:
@@ -98,12 +105,12 @@ def _products(rows: Sequence[ProductRow]) -> TextTable:
     base = next((row.timing for row in rows if row.op == BF16), None)
     return TextTable(
         f"{first.case}: M = {first.m}, N = {first.n}, K = {first.k}",
-        ("", "ms", "p20–p80", "TOP/s", "against bf16", "MiB", "check"),
+        ("", "ms", "p20–p80", "TOP/s", "vs bf16", "MiB", "check"),
         tuple(
             (
                 row.op,
                 *_time(row.timing),
-                NOTHING if row.tops is None else f"{row.tops:.4g}",
+                _rate(row.tops),
                 _speedup(base, row.timing),
                 _mebibytes(row.peak_bytes),
                 row.check or NOTHING,
@@ -118,7 +125,7 @@ def _row_ops(rows: Sequence[RowOpRow], copy_bytes_per_s: float | None) -> TextTa
     copy = "" if copy_bytes_per_s is None else f" ({copy_bytes_per_s / 1e12:.3g} TB/s)"
     return TextTable(
         f"Row ops against a copy{copy}",
-        ("", "M × K", "balanced", "ms", "p20–p80", "of the copy's bandwidth", "check"),
+        ("", "M × K", "balanced", "ms", "p20–p80", "share of copy", "check"),
         tuple(
             (
                 f"{row.case}, {row.op}",
@@ -146,8 +153,8 @@ def _steps(rows: Sequence[ModelRow]) -> TextTable:
             "",
             "ms",
             "p20–p80",
-            "against bf16",
-            "against bf16 compiled",
+            "vs bf16",
+            "vs compiled",
             "weights MiB",
             "peak MiB",
             "check",
@@ -181,6 +188,10 @@ def _time(timing: Timing | None) -> tuple[str, str]:
     if timing is None:
         return NOTHING, NOTHING
     return _number(timing.median_ms), f"{_number(timing.p20_ms)}–{_number(timing.p80_ms)}"
+
+
+def _rate(tops: float | None) -> str:
+    return NOTHING if tops is None else f"{tops:.4g}"
 
 
 def _number(ms: float) -> str:

@@ -20,6 +20,7 @@ from viditq.bench.results import Timing
 __all__ = [
     "TimeUp",
     "clear_memory",
+    "compiling",
     "copy_bandwidth",
     "measure",
     "peak_memory",
@@ -115,6 +116,19 @@ def clear_memory(device: torch.device) -> None:
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def compiling(seconds: float) -> Iterator[None]:
+    """A first call that compiles: within ``seconds``, and without giving up silently.
+
+    After a few compilations of one function torch goes on without compiling it, and the time would
+    be that of something else; here that is an error.
+    """
+    from torch._dynamo import config
+
+    with time_limit(seconds), config.patch(fail_on_recompile_limit_hit=True):
+        yield
 
 
 @contextmanager

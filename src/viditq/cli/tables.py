@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -73,13 +74,27 @@ def layer_table(summary: "CheckpointSummary") -> Table:
 
 
 def speed_tables(tables: "Sequence[TextTable]") -> list[Table | str]:
-    """Tables of text with their notes below."""
+    """Tables of text with their notes below.
+
+    Without the column ``check``: what has a time has passed it, and the JSON tells how well.
+    """
     shown: list[Table | str] = []
     for text in tables:
-        table = Table(title=text.title, box=None, title_justify="left", title_style="bold")
-        for number, name in enumerate(text.columns):
-            table.add_column(name, justify="right" if number else "left", overflow="fold")
+        title = escape(text.title)
+        table = Table(title=title, box=None, title_justify="left", title_style="bold")
+        for number, (name, *cells) in enumerate(zip(text.columns, *text.rows, strict=True)):
+            if name == "check":
+                continue
+            # Where it is narrow, names are folded and numbers are not.
+            words = (len(word) for cell in cells for word in cell.split())
+            table.add_column(
+                name,
+                justify="right" if number else "left",
+                overflow="fold",
+                min_width=max(words, default=0) if number else None,
+            )
         for row in text.rows:
-            table.add_row(*row)
-        shown += [table, *text.notes, ""]
+            shown_cells = zip(text.columns, row, strict=True)
+            table.add_row(*(escape(cell) for name, cell in shown_cells if name != "check"))
+        shown += [table, *map(escape, text.notes), ""]
     return shown
