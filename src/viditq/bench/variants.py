@@ -96,8 +96,8 @@ def prepare_(
             raise CannotRun(f"no adapter for {type(model).__name__}")
         quantize_random_(model, variant.plan, amax)
         size = sum(m.size_bytes for m in model.modules() if isinstance(m, QuantLinear))
-    if variant.fused:
-        _fuse()(model)
+    if variant.fused and not _fuse()(model):
+        raise CannotRun(f"no block of {type(model).__name__} has a fused form")
     if variant.peer is not None:
         size = None
         _quantize_peer_(model, variant.peer, lists)
@@ -114,8 +114,8 @@ def compile_blocks_(model: nn.Module, lists: Sequence[str]) -> None:
             block.compile(dynamic=False)
 
 
-def _fuse() -> Callable[[nn.Module], object]:
-    """``viditq.blocks.fuse_``, which puts fused forwards in the places of blocks."""
+def _fuse() -> Callable[[nn.Module], int]:
+    """``viditq.blocks.fuse_``, which fuses blocks in place and says how many."""
     fuse = getattr(import_module("viditq.blocks"), "fuse_", None) if _has_blocks() else None
     if fuse is None:
         raise CannotRun("viditq has no fused blocks")
