@@ -136,3 +136,13 @@ def test_what_diffusers_keeps_in_fp32_is_fp32():
     assert model.scale_shift_table.dtype == torch.float32
     assert model.get_parameter("blocks.0.norm2.weight").eq(1).all()
     assert model.get_parameter("blocks.0.attn1.to_q.weight").dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["blocks", "denoisers"])
+def test_on_a_gpu(kind):
+    variants = [*EAGER, "bf16-compiled", "w8a8-compiled"]
+    result = bench_models(kind, "cuda", models=["small-latte"], variants=variants, budget_s=0.1)
+    for row in result.rows:
+        assert row.timing is not None, (row.op, row.skipped)
+        assert row.peak_bytes > 0

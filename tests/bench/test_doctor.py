@@ -144,3 +144,10 @@ def test_a_broken_configuration(floats, tmp_path):
     (broken / "transformer" / "config.json").write_text("{}")
     with refuses(PipelineError, "config.json", "_class_name"):
         diagnose(broken, "cpu")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(floats):
+    diagnosis = diagnose(floats["image"], "cuda")
+    assert all(v.bf16_ms and v.ours_ms and v.verdict for v in diagnosis.layers)
+    assert torch.cuda.get_device_name() in diagnosis.sentence

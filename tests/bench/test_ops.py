@@ -6,7 +6,7 @@ import torch
 from checks import refuses
 from viditq import ops
 from viditq.bench import bench_ops, row_ops
-from viditq.bench.products import BF16, PRODUCTS, QUICK_PRODUCTS, Product
+from viditq.bench.products import BF16, FP8, PRODUCTS, QUICK_PRODUCTS, Product
 from viditq.bench.results import BenchResult, ProductRow, RowOpRow
 from viditq.bench.row_ops import QUICK_ROWS, ROWS, Rows
 from viditq.errors import InputError
@@ -113,3 +113,13 @@ def test_shapes():
 def test_no_such_device():
     with refuses(InputError, "tpu"):
         bench_ops("tpu")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    result = bench_ops("cuda", products=[Product("a", 64, 48, 128)], rows=[Rows("a", 34, 128, 256)])
+    fp8 = torch.cuda.get_device_capability() >= (8, 9)
+    for row in result.rows:
+        assert row.timing is not None or (row.op == FP8 and not fp8), (row.op, row.skipped)
+        assert row.timing is None or row.peak_bytes > 0
+    assert "gpu" in result.origin.hardware

@@ -34,8 +34,8 @@ __all__ = [
 WEIGHT_GAIN = 0.7
 """A layer's output is 0.7 times as large as its input: std 0.02 for 1152 features in."""
 
-TABLE_STD = 0.5
-"""Of modulation tables: with gates near zero a wrong block would not show in the output."""
+STD = {"scale_shift_table": 0.5, "bias": 0.1}
+"""With modulation gates or biases near zero a wrong block would not show in the output."""
 
 
 def build(
@@ -43,8 +43,7 @@ def build(
 ) -> nn.Module:
     """A transformer of diffusers with random weights, the same at every time on one device.
 
-    Norms are the identity, biases 0; what diffusers keeps in fp32 (``_keep_in_fp32_modules``) is
-    in fp32 here.
+    Norms are the identity; what diffusers keeps in fp32 (``_keep_in_fp32_modules``) is fp32.
     """
     import diffusers
     from accelerate import init_empty_weights
@@ -57,13 +56,11 @@ def build(
         for name, parameter in list(module.named_parameters(recurse=False)):
             own = torch.float32 if kept.intersection((*prefix.split("."), name)) else dtype
             value = torch.empty(parameter.shape, dtype=own, device=device)
-            if "Norm" in type(module).__name__ or name == "bias":
+            if "Norm" in type(module).__name__:
                 value.fill_(1.0 if name == "weight" else 0.0)
-            elif name == "scale_shift_table":
-                value.normal_(0.0, TABLE_STD, generator=generator)
             else:
-                fan_in = max(1, value[0].numel())
-                value.normal_(0.0, WEIGHT_GAIN / fan_in**0.5, generator=generator)
+                std = STD.get(name) or WEIGHT_GAIN / value[0].numel() ** 0.5
+                value.normal_(0.0, std, generator=generator)
             setattr(module, name, nn.Parameter(value, requires_grad=False))
     return model.to(device).eval()
 
