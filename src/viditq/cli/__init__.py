@@ -9,8 +9,10 @@ import typer
 
 from viditq import __version__
 from viditq.cli.analyze import analyze
+from viditq.cli.bench import bench
 from viditq.cli.compare import compare
 from viditq.cli.demo import demo
+from viditq.cli.doctor import doctor
 from viditq.cli.generate import generate
 from viditq.cli.inspect import inspect
 from viditq.cli.quantize import quantize
@@ -26,8 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quantize, generate, compare, inspect, analyze, demo):
+for command in (quantize, generate, compare, inspect, analyze, doctor, demo):
     app.command(no_args_is_help=command is not demo)(command)
+app.add_typer(bench)
 
 
 def main() -> None:

@@ -1,14 +1,17 @@
 """Results as tables for the terminal."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from viditq.bench import TextTable
     from viditq.checkpoint import CheckpointSummary
     from viditq.evaluation import Comparison
 
-__all__ = ["comparison_table", "layer_table"]
+__all__ = ["comparison_table", "layer_table", "speed_tables"]
 
 
 def comparison_table(comparison: "Comparison") -> Table:
@@ -68,3 +71,30 @@ def layer_table(summary: "CheckpointSummary") -> Table:
             f"{before:.1f} → {after:.1f}",
         )
     return table
+
+
+def speed_tables(tables: "Sequence[TextTable]") -> list[Table | str]:
+    """Tables of text with their notes below.
+
+    Without the column ``check``: what has a time has passed it, and the JSON tells how well.
+    """
+    shown: list[Table | str] = []
+    for text in tables:
+        title = escape(text.title)
+        table = Table(title=title, box=None, title_justify="left", title_style="bold")
+        for number, (name, *cells) in enumerate(zip(text.columns, *text.rows, strict=True)):
+            if name == "check":
+                continue
+            # Where it is narrow, names are folded and numbers are not.
+            words = (len(word) for cell in cells for word in cell.split())
+            table.add_column(
+                name,
+                justify="right" if number else "left",
+                overflow="fold",
+                min_width=max(words, default=0) if number else None,
+            )
+        for row in text.rows:
+            shown_cells = zip(text.columns, row, strict=True)
+            table.add_row(*(escape(cell) for name, cell in shown_cells if name != "check"))
+        shown += [table, *map(escape, text.notes), ""]
+    return shown

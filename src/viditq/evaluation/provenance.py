@@ -12,6 +12,8 @@ __all__ = ["commit", "hardware", "now", "versions"]
 _PACKAGES = (
     "viditq",
     "torch",
+    "triton",
+    "torchao",
     "diffusers",
     "transformers",
     "numpy",

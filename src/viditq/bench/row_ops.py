@@ -1,0 +1,156 @@
+"""Row ops against a plain copy: they read a matrix once and write its codes.
+
+Such an op cannot be faster than memory, so its speed is told as a share of the bandwidth that a
+copy reached in the same run. Codes and scales are checked first, on some rows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from viditq import ops
+from viditq.balancing import random_signs, rotation_block
+from viditq.bench.checks import equal_codes, within_twice
+from viditq.bench.record import guarded
+from viditq.bench.results import RowOpRow
+from viditq.bench.timing import clear_memory, measure, peak_memory
+from viditq.ops.gelu_quantize import gelu_quantize
+from viditq.ops.gelu_quantize import reference as gelu_reference
+from viditq.ops.norm_quantize import norm_quantize
+from viditq.ops.norm_quantize import reference as norm_reference
+from viditq.ops.quantize_rows import reference as rows_reference
+
+__all__ = ["QUICK_ROWS", "ROWS", "Rows", "row_op_rows"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A model's activations: ``m`` tokens of ``k`` features, ``hidden`` in the feed-forward."""
+
+    name: str
+    m: int
+    k: int
+    hidden: int
+
+
+ROWS = (
+    Rows("PixArt", 8192, 1152, 4608),
+    Rows("Latte", 32768, 1152, 4608),
+    Rows("FLUX", 4608, 3072, 12288),
+    Rows("Wan-1.3B", 32760, 1536, 8960),
+    Rows("Wan-14B", 32760, 5120, 13824),
+)
+QUICK_ROWS = tuple(r for r in ROWS if r.name in ("PixArt", "FLUX"))
+
+BATCH = 2
+"""Modulation vectors: conditional and unconditional."""
+
+CHECKED_ROWS = 64
+BLOCK = 128
+EPS = 1e-6
+
+Quantized = tuple[Tensor, Tensor]
+"""Codes (M, K) int8 and scale (M,) fp32."""
+
+
+@dataclass(frozen=True)
+class _Op:
+    """One op on one input.
+
+    Attributes:
+        x: (M, K) bf16, what it reads.
+        call: runs it.
+        reference: its definition on some rows of ``x``, in the dtype that they are given in.
+    """
+
+    x: Tensor
+    call: Callable[[], Quantized]
+    reference: Callable[[Tensor], Quantized]
+
+
+def row_op_rows(rows: Rows, device: torch.device, copy_bytes_per_s: float) -> Iterator[RowOpRow]:
+    """One row per op, without balancing and with."""
+    widths = {"quantize_rows": rows.k, "norm_quantize": rows.k, "gelu_quantize": rows.hidden}
+    for balanced in (False, True):
+        for name, width in widths.items():
+            clear_memory(device)
+            row = partial(
+                RowOpRow,
+                op=name,
+                case=rows.name,
+                m=rows.m,
+                k=width,
+                balanced=balanced,
+                moved_bytes=_moved_bytes(rows.m, width),
+            )
+            yield guarded(
+                row, partial(_timed, name, rows.m, width, balanced, device, copy_bytes_per_s)
+            )
+
+
+def _moved_bytes(m: int, k: int) -> int:
+    """bf16 in, codes and scales out; vectors of one row are not counted."""
+    return m * (3 * k + 4)
+
+
+@torch.no_grad()
+def _timed(
+    name: str, m: int, k: int, balanced: bool, device: torch.device, copy_bytes_per_s: float
+) -> dict[str, Any]:
+    picked = torch.linspace(0, m - 1, min(m, CHECKED_ROWS), device=device).long()
+    op = _make(name, m, k, balanced, device, picked)
+    check = _check(op, picked)
+    timing = measure(op.call, device)
+    return {
+        "timing": timing,
+        "check": check,
+        "peak_bytes": peak_memory(op.call, device, total=False),
+        "copy_share": _moved_bytes(m, k) / (timing.median_ms / 1e3) / copy_bytes_per_s,
+    }
+
+
+def _make(name: str, m: int, k: int, balanced: bool, device: torch.device, picked: Tensor) -> _Op:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+
+    x, block = normal(m, k), rotation_block(k, BLOCK) if balanced else 0
+    smooth = None
+    if balanced:
+        smooth = random_signs(k, 0).to(device) * (0.5 * normal(k).float()).exp()
+    if name == "quantize_rows":
+        return _Op(
+            x,
+            lambda: ops.quantize_rows(x, smooth, block),
+            lambda part: rows_reference.quantize_rows(part, smooth, block, 8),
+        )
+    if name == "gelu_quantize":
+        return _Op(
+            x,
+            lambda: gelu_quantize(x, "gelu_tanh", smooth=smooth, hadamard=block),
+            lambda part: gelu_reference.gelu_quantize(part, "gelu_tanh", False, smooth, block, 8),
+        )
+    gain, shift = 0.2 * normal(BATCH, k), 0.2 * normal(BATCH, k)
+    of_row = picked * BATCH // m
+    return _Op(
+        x,
+        lambda: norm_quantize(
+            x, "layer", EPS, gain=gain, shift=shift, smooth=smooth, hadamard=block
+        ),
+        lambda part: norm_reference.norm_quantize(
+            part, "layer", EPS, None, None, gain[of_row], shift[of_row], smooth, block, 8
+        ),
+    )
+
+
+def _check(op: _Op, picked: Tensor) -> str:
+    codes, scale = (t[picked] for t in op.call())
+    expected_codes, expected_scale = op.reference(op.x[picked])
+    _, exact_scale = op.reference(op.x[picked].double())
+    within_twice(scale, expected_scale, exact_scale.double())
+    return equal_codes(codes, expected_codes)

@@ -1,0 +1,138 @@
+"""The ways a model is run: float, ours in several forms, and a peer's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from viditq.bench.peer import quantize_peer_
+from viditq.bench.random_models import block_linears, quantize_random_
+from viditq.bench.record import CannotRun
+from viditq.errors import InputError
+from viditq.nn import QuantLinear
+from viditq.plan import LayerPlan
+
+__all__ = ["VARIANTS", "Variant", "compile_blocks_", "prepare_", "variants_named"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model.
+
+    Attributes:
+        name: on the command line and in tables.
+        plan: of every block linear; None for floats.
+        fused: blocks run with viditq's fused ops.
+        compiled: each repeated block is compiled, once for all that are alike.
+        peer: torchao's kind of quantization.
+        error: largest relative error of the output, against bf16.
+    """
+
+    name: str
+    plan: LayerPlan | None = None
+    fused: bool = False
+    compiled: bool = False
+    peer: str | None = None
+    error: float = 0.1
+
+
+_W8A8 = LayerPlan(smooth=0.5, hadamard=128)
+_W4A8 = LayerPlan(weight="int4", smooth=0.5, hadamard=128)
+_UNBALANCED = LayerPlan()
+_STATIC = LayerPlan(granularity="tensor")
+
+_ALL = (
+    Variant("bf16"),
+    Variant("bf16-compiled", compiled=True),
+    Variant("w8a8", _W8A8),
+    Variant("w8a8-compiled", _W8A8, compiled=True),
+    Variant("w8a8-fused", _W8A8, fused=True),
+    Variant("w8a8-fused-compiled", _W8A8, fused=True, compiled=True),
+    Variant("w8a8-unbalanced", _UNBALANCED),
+    Variant("w8a8-fused-unbalanced", _UNBALANCED, fused=True),
+    Variant("w8a8-static", _STATIC),
+    # 4-bit weights of a normal distribution, rounded to the nearest, are 14 % off in each layer.
+    Variant("w4a8", _W4A8, error=0.5),
+    Variant("w4a8-fused", _W4A8, fused=True, error=0.5),
+    Variant("torchao-int8-compiled", peer="int8", compiled=True),
+    Variant("torchao-fp8-compiled", peer="fp8", compiled=True),
+)
+VARIANTS = {variant.name: variant for variant in _ALL}
+
+
+def variants_named(names: Sequence[str], *, torchao: bool) -> list[Variant]:
+    """The variants called so; when none is named, all, torchao's only if asked for."""
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise InputError(f"No variant {unknown[0]!r}; give one of {', '.join(VARIANTS)}.")
+    if names:
+        return [VARIANTS[name] for name in names]
+    return [variant for variant in _ALL if torchao or variant.peer is None]
+
+
+def prepare_(
+    model: nn.Module, variant: Variant, lists: Sequence[str], amax: Mapping[str, Tensor]
+) -> int | None:
+    """Turn a float model into the variant, in place.
+
+    Args:
+        model: with random weights.
+        variant: what to make of it.
+        lists: names of its lists of repeated blocks.
+        amax: () largest input magnitude of each layer, for static scales.
+
+    Returns:
+        Bytes of the block linears' weights with what quantization added; None without adapter.
+
+    Raises:
+        CannotRun: something that the variant needs is not here.
+    """
+    infos = block_linears(model)
+    size = sum(2 * info.in_features * info.out_features for info in infos.values()) or None
+    if variant.plan is not None:
+        if not infos:
+            raise CannotRun(f"no adapter for {type(model).__name__}")
+        quantize_random_(model, variant.plan, amax)
+        size = sum(m.size_bytes for m in model.modules() if isinstance(m, QuantLinear))
+    if variant.fused and not _fuse()(model):
+        raise CannotRun(f"no block of {type(model).__name__} has a fused form")
+    if variant.peer is not None:
+        size = None
+        _quantize_peer_(model, variant.peer, lists)
+    if variant.compiled:
+        compile_blocks_(model, lists)
+    return size
+
+
+def compile_blocks_(model: nn.Module, lists: Sequence[str]) -> None:
+    """Compile every block of ``lists`` by itself; those that are alike share the code."""
+    torch.compiler.reset()
+    for name in lists:
+        for block in model.get_submodule(name).children():
+            block.compile(dynamic=False)
+
+
+def _fuse() -> Callable[[nn.Module], int]:
+    """``viditq.blocks.fuse_``, which fuses blocks in place and says how many."""
+    fuse = getattr(import_module("viditq.blocks"), "fuse_", None) if _has_blocks() else None
+    if fuse is None:
+        raise CannotRun("viditq has no fused blocks")
+    return fuse
+
+
+def _has_blocks() -> bool:
+    return find_spec("viditq.blocks") is not None
+
+
+def _quantize_peer_(model: nn.Module, kind: str, lists: Sequence[str]) -> None:
+    """torchao on the layers that viditq would quantize; without adapter, on all but modulation."""
+    planned, prefixes = block_linears(model), tuple(f"{name}." for name in lists)
+
+    def wanted(module: nn.Module, name: str) -> bool:
+        if not isinstance(module, nn.Linear):
+            return False
+        return name in planned if planned else name.startswith(prefixes) and "norm" not in name
+
+    quantize_peer_(model, kind, wanted)

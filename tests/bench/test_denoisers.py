@@ -1,0 +1,148 @@
+"""Blocks and denoisers of small models: what can run is timed, what cannot says why."""
+
+import pytest
+import torch
+
+from checks import refuses
+from viditq.bench import BenchResult, bench_models, random_models
+from viditq.bench.variants import VARIANTS, variants_named
+from viditq.errors import InputError
+from viditq.nn import QuantLinear
+from viditq.plan import LayerPlan
+
+CPU = torch.device("cpu")
+EAGER = ("bf16", "w8a8", "w8a8-unbalanced", "w8a8-static", "w4a8")
+
+
+def run(kind, model, variants=EAGER, **options):
+    return bench_models(
+        kind, "cpu", models=[model], variants=variants, budget_s=0.01, **options
+    ).rows
+
+
+def test_denoiser():
+    rows = {row.op: row for row in run("denoisers", "small-pixart")}
+    assert list(rows) == list(EAGER)
+    for row in rows.values():
+        assert row.timing is not None, row.skipped
+        assert (row.model, row.part) == ("small-pixart", "denoiser")
+        assert row.check.startswith("relative error ")
+        assert row.first_call_s > 0
+        assert row.attention == ("flash_attention_for_cpu",)
+    assert rows["bf16"].check == "relative error 0"
+    assert rows["w4a8"].weight_bytes < rows["w8a8"].weight_bytes < rows["bf16"].weight_bytes
+    assert rows["w8a8"].weight_bytes > rows["w8a8-unbalanced"].weight_bytes  # smoothing
+
+
+def test_blocks():
+    rows = run("blocks", "small-latte", ("bf16", "w8a8"))
+    assert [(row.op, row.part) for row in rows] == [
+        (variant, part)
+        for variant in ("bf16", "w8a8")
+        for part in ("transformer_blocks", "temporal_transformer_blocks")
+    ]
+    assert all(row.timing is not None for row in rows)
+
+
+def test_a_model_without_adapter():
+    eager, quantized = run("denoisers", "small-cogvideox", ("bf16", "w8a8"))
+    assert eager.timing is not None
+    assert eager.weight_bytes is None
+    assert quantized.skipped == "no adapter for CogVideoXTransformer3DModel"
+
+
+@pytest.mark.parametrize("variant", ["w8a8-fused", "torchao-int8-compiled"])
+def test_what_is_not_here_has_a_reason(variant, monkeypatch):
+    monkeypatch.setattr("viditq.bench.variants._has_blocks", lambda: False)
+    [row] = run("denoisers", "small-pixart", [variant])
+    assert row.skipped in ("viditq has no fused blocks", "torchao is not installed")
+
+
+def test_a_wrong_layer_has_no_speed(monkeypatch):
+    right = QuantLinear.forward
+    monkeypatch.setattr(QuantLinear, "forward", lambda self, x: 2 * right(self, x))
+    for kind in ("blocks", "denoisers"):
+        eager, wrong = run(kind, "small-pixart", ("bf16", "w8a8"))
+        assert eager.timing is not None
+        assert wrong.timing is None
+        assert wrong.skipped.startswith("wrong result: relative error ")
+
+
+def test_a_run_that_is_stopped_keeps_its_rows(monkeypatch, tmp_path):
+    def stopped(self, x):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(QuantLinear, "forward", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run("denoisers", "small-pixart", file=tmp_path / "d.json")
+    [kept] = BenchResult.load(tmp_path / "d.json").rows
+    assert kept.op == "bf16"
+
+
+def test_a_model_that_does_not_run(monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("80 GiB")
+
+    monkeypatch.setattr("viditq.bench.denoisers.build", full)
+    rows = run("denoisers", "small-pixart")
+    assert {row.skipped for row in rows} == {"the bf16 model does not run: out of memory"}
+    assert [row.op for row in rows] == list(EAGER)
+
+
+def test_unknown_names():
+    with refuses(InputError, "small-flux", "small-pixart"):
+        run("blocks", "small-flux")
+    with refuses(InputError, "w3a3", "w8a8-fused"):
+        run("blocks", "small-pixart", ["w3a3"])
+
+
+def test_peers_only_when_asked_for():
+    assert not any(variant.peer for variant in variants_named((), torchao=False))
+    assert variants_named((), torchao=True) == list(VARIANTS.values())
+
+
+def test_layers_that_share_an_input_share_their_balance(small):
+    model = random_models.quantize_random_(small, LayerPlan(smooth=0.5, hadamard=16))
+    attention = model.get_submodule("transformer_blocks.0.attn1")
+    assert attention.to_q.smooth.equal(attention.to_v.smooth)
+    assert not attention.to_q.smooth.equal(attention.to_out[0].smooth)
+    assert (attention.to_q.smooth < 0).any()
+    assert attention.to_q.hadamard == 16
+
+
+def test_weights_are_the_same_at_every_time(small):
+    again = build()
+    for name, parameter in small.named_parameters():
+        assert parameter.equal(again.get_parameter(name)), name
+        assert parameter.dtype == torch.bfloat16
+
+
+def build():
+    from viditq.bench.models import MODELS
+
+    case = MODELS["small-pixart"]
+    return random_models.build(case.transformer, case.config, CPU, torch.bfloat16)
+
+
+@pytest.fixture
+def small():
+    return build()
+
+
+def test_what_diffusers_keeps_in_fp32_is_fp32():
+    config = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "ffn_dim": 32}
+    config |= {"text_dim": 16, "freq_dim": 16}
+    model = random_models.build("WanTransformer3DModel", config, CPU, torch.bfloat16)
+    assert model.scale_shift_table.dtype == torch.float32
+    assert model.get_parameter("blocks.0.norm2.weight").eq(1).all()
+    assert model.get_parameter("blocks.0.attn1.to_q.weight").dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["blocks", "denoisers"])
+def test_on_a_gpu(kind):
+    variants = [*EAGER, "bf16-compiled", "w8a8-compiled"]
+    result = bench_models(kind, "cuda", models=["small-latte"], variants=variants, budget_s=0.1)
+    for row in result.rows:
+        assert row.timing is not None, (row.op, row.skipped)
+        assert row.peak_bytes > 0

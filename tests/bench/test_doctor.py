@@ -1,0 +1,153 @@
+"""The doctor lists what a pipeline has, measures what can be measured, and says why not."""
+
+import pytest
+import torch
+
+from checks import refuses
+from viditq.bench import diagnose, doctor
+from viditq.bench.doctor import LayerVerdict
+from viditq.errors import InputError, PipelineError
+from viditq.nn import QuantLinear
+from viditq.plan import LayerPlan
+
+CPU = torch.device("cpu")
+PLAN = LayerPlan(smooth=0.5, hadamard=16)
+
+
+def shapes(diagnosis):
+    return {(v.m, v.n, v.k): (v.roles, v.layers) for v in diagnosis.layers}
+
+
+def test_image_pipeline(floats):
+    diagnosis = diagnose(floats["image"], "cpu")
+    square = ("self_attn.qkv", "self_attn.out", "cross_attn.q", "cross_attn.out")
+    assert shapes(diagnosis) == {
+        (2 * 16, 32, 32): (square, 2 * 6),
+        (2 * 300, 32, 32): (("cross_attn.kv",), 2 * 2),
+        (2 * 16, 128, 32): (("ffn.up",), 2),
+        (2 * 16, 32, 128): (("ffn.down",), 2),
+    }
+    assert diagnosis.sentence.startswith("There is no GPU to measure")
+    assert all(v.verdict is v.bf16_ms is v.ours_ms is None for v in diagnosis.layers)
+    table = diagnosis.table()
+    assert len(table.rows) == 4
+    assert "32 × 128 × 32" in table.to_markdown()
+
+
+def test_video_pipeline(floats):
+    found = shapes(diagnose(floats["video"], "cpu"))
+    assert found[2 * 2 * 16, 128, 32] == (("ffn.up",), 2)
+    assert found[2 * 2 * 120, 32, 32] == (("cross_attn.kv",), 2)
+
+
+def test_tokens_may_be_given(floats):
+    found = shapes(diagnose(floats["image"], "cpu", tokens=7))
+    assert {m for m, _, _ in found} == {7, 600}
+
+
+def test_bundled_pipeline():
+    diagnosis = diagnose("shapes-image", "cpu")
+    assert diagnosis.transformer == "PixArtTransformer2DModel"
+    assert sum(v.layers for v in diagnosis.layers) == 8 * 10
+    assert {v.weight for v in diagnosis.layers} == {"int8"}
+
+
+def test_quantized_pipeline(quantized):
+    """Its own plan is followed."""
+    diagnosis = diagnose(quantized("image", "w8a8-naive"), "cpu")
+    assert sum(v.layers for v in diagnosis.layers) == 20
+
+
+def test_no_gpu_where_one_is_asked_for(floats, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    diagnosis = diagnose(floats["image"], "cuda")
+    assert "no GPU" in diagnosis.sentence
+    assert diagnosis.layers
+
+
+def verdict(m=8, n=48, k=32):
+    return LayerVerdict(roles=("ffn.up",), layers=3, m=m, n=n, k=k, weight="int8")
+
+
+@pytest.mark.parametrize(
+    "plan", [PLAN, LayerPlan(granularity="tensor"), LayerPlan(weight="int4"), LayerPlan()]
+)
+def test_measuring(plan):
+    measured = doctor.measure_shape(verdict(), plan, CPU, None)
+    assert measured.bf16_ms > 0
+    assert measured.ours_ms > 0
+    assert (measured.verdict == "int8") == (measured.ours_ms < measured.bf16_ms)
+    assert (measured.verdict == "int8") == (measured.reason is None)
+
+
+@pytest.mark.parametrize(
+    ("m", "obstacle", "reason"),
+    [
+        (8, None, "too few tokens (8)"),
+        (4096, None, "quantizing costs more than the product saves at N = 8, K = 16"),
+        (8, "Triton is not installed.", "Triton is not installed."),
+    ],
+)
+def test_reasons_for_bf16(monkeypatch, m, obstacle, reason):
+    times = iter((1.0, 2.0))  # bf16, ours
+
+    class Slower:
+        def __init__(self, *_):
+            self.median_ms = next(times)
+
+    monkeypatch.setattr(doctor, "measure", Slower)
+    measured = doctor.measure_shape(verdict(m, 8, 16), PLAN, CPU, obstacle)
+    assert measured.verdict == "bf16"
+    assert measured.reason.startswith(reason)
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch):
+    monkeypatch.setattr(QuantLinear, "forward", lambda self, x: x.new_zeros(len(x), 48))
+    measured = doctor.measure_shape(verdict(), PLAN, CPU, None)
+    assert (measured.verdict, measured.bf16_ms, measured.ours_ms) == ("bf16", None, None)
+    assert "wrong result" in measured.reason
+
+
+def test_sentence_adds_up():
+    timed = [
+        verdict().model_copy(update={"bf16_ms": 2.0, "ours_ms": 1.0, "verdict": "int8"}),
+        verdict().model_copy(
+            update={"bf16_ms": 1.0, "ours_ms": 5.0, "verdict": "bf16", "reason": "slow"}
+        ),
+    ]
+    diagnosis = doctor.Diagnosis(
+        pipeline="a", transformer="A", device="H200", obstacle=None, layers=tuple(timed)
+    )
+    assert diagnosis.sentence == (
+        "3 of 6 layers get faster on H200: all block linears of a step take 9.00 ms in bf16 and "
+        "6.00 ms with these verdicts (1.50×)."
+    )
+    assert [row[-1] for row in diagnosis.table().rows] == ["int8", "bf16 — slow"]
+
+
+def test_no_such_pipeline(tmp_path):
+    with refuses(PipelineError, "nowhere"):
+        diagnose("nowhere", "cpu")
+    with refuses(PipelineError, str(tmp_path)):
+        diagnose(tmp_path, "cpu")
+
+
+def test_no_such_device(floats):
+    with refuses(InputError, "tpu"):
+        diagnose(floats["image"], "tpu")
+
+
+def test_a_broken_configuration(floats, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(floats["image"], tmp_path / "broken")
+    (broken / "transformer" / "config.json").write_text("{}")
+    with refuses(PipelineError, "config.json", "_class_name"):
+        diagnose(broken, "cpu")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(floats):
+    diagnosis = diagnose(floats["image"], "cuda")
+    assert all(v.bf16_ms and v.ours_ms and v.verdict for v in diagnosis.layers)
+    assert torch.cuda.get_device_name() in diagnosis.sentence

@@ -1,0 +1,50 @@
+"""The table of full-size models: what diffusers makes of it, without storage."""
+
+import inspect
+
+import diffusers
+import pytest
+import torch
+from accelerate import init_empty_weights
+
+from viditq.bench.models import MODELS, Fill, ModelCase, Noise, Valid, make_inputs
+
+# Counted by hand from the published configurations; without text encoder and VAE.
+BILLIONS = {
+    "pixart-sigma": 0.61,
+    "latte": 1.06,
+    "wan-1.3b": 1.42,
+    "wan-14b": 14.3,
+    "flux-dev": 11.9,
+    "cogvideox-2b": 1.69,
+}
+
+
+@pytest.mark.parametrize("case", MODELS.values(), ids=MODELS)
+def test_case(case):
+    with init_empty_weights():
+        model = getattr(diffusers, case.transformer)(**case.config)
+        small = getattr(diffusers, case.transformer)(**case.one_of_each)
+    billions = sum(p.numel() for p in model.parameters()) / 1e9
+    assert billions == pytest.approx(BILLIONS[case.name], rel=0.01)
+    for name, count in case.blocks.items():
+        assert len(model.get_submodule(name)) == case.config[count]
+        assert len(small.get_submodule(name)) == 1
+    assert set(case.inputs) <= set(inspect.signature(model.forward).parameters)
+
+
+def test_inputs():
+    inputs = {
+        "noise": Noise((2, 3)),
+        "fill": Fill(500, (2,), torch.int64),
+        "valid": Valid((1, 3), 4),
+        "rest": {"resolution": None},
+    }
+    case = ModelCase("a", "A", "Transformer", {}, inputs, {})
+    made, again = (make_inputs(case, torch.device("cpu"), torch.bfloat16) for _ in range(2))
+    assert made["noise"].dtype == torch.bfloat16
+    assert made["noise"].equal(again["noise"])
+    assert made["fill"].tolist() == [500, 500]
+    assert made["valid"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 0]]
+    assert made["rest"] == {"resolution": None}
+    assert made["return_dict"] is False
