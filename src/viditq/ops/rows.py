@@ -1,0 +1,364 @@
+"""What the row-wise Triton kernels share: tiles of rows, the rotation, scales and codes.
+
+A program holds a few whole rows in registers, so that each is read once: its largest magnitude must
+be known before its first code. It walks over many rows, because vectors per channel (the reciprocal
+of ``smooth`` above all) are loaded and combined once per program.
+
+A row is cut into *pieces*. Their widths are powers of two, as Triton wants them, and together fit K
+better than its next power of two: 4608 = 4096 + 512. A piece is C chunks of consecutive columns,
+and a chunk is cut into *parts*. A kernel holds a part as a tensor of shape (R·C, L): L columns of
+each chunk of R rows. Triton lays the last dimension out over vectors and lanes and the first over
+lanes and warps. L is wide enough for full vectors and no wider, so that a chunk is with few lanes:
+most butterflies of the rotation then are additions within a thread, the others exchange values
+between lanes, and none needs shared memory.
+
+Declined: other dtypes than :data:`FLOATS`, which run the reference. Rows beyond about 16 thousand
+features come out right, but no longer fit the registers.
+"""
+# What triton.jit decorates is Triton's language; pyright takes it for Python.
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from viditq.ops.quantize_rows import reference
+
+__all__ = [
+    "Part",
+    "Tiling",
+    "clear_padding",
+    "dense",
+    "empty_result",
+    "load_rows",
+    "load_vector",
+    "programs",
+    "reciprocals",
+    "row_sum",
+    "spread",
+    "store_quantized",
+    "takes",
+    "tiling",
+]
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+LANES = 32
+REGISTERS = 65536
+"""Of a multiprocessor."""
+
+SMALLEST = tl.constexpr(reference.SMALLEST)
+INFINITY = tl.constexpr(0x7F800000)
+"""Its bits in fp32. Those of a NaN, the sign apart, are above."""
+ROUNDING = tl.constexpr(1.5 * 2**23)
+"""Added to a small number it leaves the nearest integer, ties to even, in the lowest bits."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some columns of a row: C times L consecutive ones, ``pitch`` apart, from ``first`` on."""
+
+    first: int
+    pitch: int
+    C: int
+    L: int
+    index: int
+    """Its place among the parts of its piece."""
+    padded: bool
+    """Whether it reaches past the row's end."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How kernels go over rows of one width; a compile-time argument of theirs.
+
+    Attributes:
+        features: K.
+        block: of the rotation, 0 for none.
+        rows: R, how many a program holds at a time.
+        shares: parts of a row that are reduced apart before they are joined: its warps.
+        parts: of a row.
+        warps: of a program.
+        residents: programs on a multiprocessor at a time.
+        stages: tiles that a program has in flight, the one in its registers included.
+    """
+
+    features: int
+    block: int
+    rows: int
+    shares: int
+    parts: tuple[Part, ...]
+    warps: int
+    residents: int
+    stages: int
+
+    @property
+    def butterflies(self) -> int:
+        """Stages of the rotation."""
+        return max(1, self.block).bit_length() - 1
+
+    @property
+    def norm(self) -> float:
+        """What the matrix of ±1 is multiplied by."""
+        return max(1, self.block) ** -0.5
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For the launch. No contraction into fma: it would round products that are ties."""
+        threads = LANES * self.warps * self.residents
+        return {
+            "num_warps": self.warps,
+            "maxnreg": min(255, REGISTERS // threads // 8 * 8),
+            "enable_fp_fusion": False,
+        }
+
+
+@cache
+def tiling(features: int, block: int = 0, vectors: int = 1) -> Tiling:
+    """For rows of ``features``, rotated in blocks of ``block``.
+
+    ``vectors`` per channel, 1 or 2, stay in registers beside the values: with two, fewer warps of
+    more registers each are resident.
+    """
+    block = 0 if block == 1 else block
+    warps_resident, per_thread = (16, 56) if vectors == 1 else (12, 48)
+    shares = min(32, _power_of_two(math.ceil(features / (per_thread * LANES))))
+    warps = max(4, shares)
+    parts: list[Part] = []
+    first = 0
+    for width in _widths(features, max(128 * shares, block)):
+        pitch = max(block, 128) if block else width // shares
+        C = width // pitch
+        L = pitch // max(1, min(width // (shares * LANES), pitch) // 16)
+        for index in range(pitch // L):
+            begin = first + index * L
+            padded = begin + (C - 1) * pitch + L > features
+            parts.append(Part(begin, pitch, C, L, index, padded))
+        first += width
+    residents = max(1, warps_resident // warps)
+    return Tiling(
+        features,
+        block,
+        rows=warps // shares,
+        shares=shares if all(part.C % shares == 0 for part in parts) else 1,
+        parts=tuple(parts),
+        warps=warps,
+        residents=residents,
+        # A program that has a multiprocessor to itself must load while it computes.
+        stages=2 if residents == 1 else 1,
+    )
+
+
+def _widths(features: int, least: int) -> list[int]:
+    """Powers of two, none below ``least``, whose sum is ``features`` or little more."""
+    widths: list[int] = []
+    left = features
+    while left > 0:
+        width = max(least, _power_of_two(left))
+        if width > least and width - left > features // 12:
+            width //= 2
+        widths.append(width)
+        left -= width
+    return widths
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def takes(x: Tensor, features: int, hadamard: int) -> bool:
+    """Whether kernels compute this; the reference does the rest and finds what is wrong."""
+    rotates = hadamard <= 1 or (hadamard & (hadamard - 1) == 0 and features % hadamard == 0)
+    return x.dtype in FLOATS and x.numel() > 0 and rotates
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The same values with neighbours in the last dimension side by side; rows may have gaps."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def empty_result(x: Tensor, features: int) -> tuple[Tensor, Tensor]:
+    """Codes (M, features) int8 and scale (M,) fp32 to be written."""
+    codes = x.new_empty(x.shape[0], features, dtype=torch.int8)
+    return codes, x.new_empty(x.shape[0], dtype=torch.float32)
+
+
+def programs(x: Tensor, tile: Tiling, groups: int = 1) -> int:
+    """How many programs share each of the ``groups`` that the rows of ``x`` are in."""
+    resident = _multiprocessors(x.device) * tile.residents
+    return min(math.ceil(x.shape[0] // groups / tile.rows), math.ceil(resident / groups))
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def _columns(TILE: tl.constexpr, P: tl.constexpr):
+    """The columns of part ``P``: (R·C, L) int32."""
+    C: tl.constexpr = TILE.parts[P].C
+    chunk = tl.arange(0, TILE.rows * C) % C * TILE.parts[P].pitch
+    return TILE.parts[P].first + chunk[:, None] + tl.arange(0, TILE.parts[P].L)[None, :]
+
+
+@triton.jit
+def _rows(first, TILE: tl.constexpr, P: tl.constexpr):
+    """The rows of part ``P`` in the tile from row ``first`` on: (R·C,) int64."""
+    C: tl.constexpr = TILE.parts[P].C
+    return (first + tl.arange(0, TILE.rows * C) // C).to(tl.int64)
+
+
+@triton.jit
+def _load(pointers, columns, other: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr):
+    if TILE.parts[P].padded:
+        return tl.load(pointers + columns, mask=columns < TILE.features, other=other)
+    else:
+        return tl.load(pointers + columns)
+
+
+@triton.jit
+def load_vector(pointer, other: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr):
+    """(K,) -> part ``P`` of it for every row, (R·C, L) fp32, with ``other`` past its end."""
+    return _load(pointer, _columns(TILE, P), other, TILE, P).to(tl.float32)
+
+
+@triton.jit
+def load_rows(pointer, first, end, stride, TILE: tl.constexpr):
+    """R rows from ``first`` on, or ``end - 1`` again: the parts (R·C, L), zeros past their end."""
+    parts = ()
+    for p in tl.static_range(len(TILE.parts)):
+        pointers = pointer + (tl.minimum(_rows(first, TILE, p), end - 1) * stride)[:, None]
+        parts += (_load(pointers, _columns(TILE, p), 0.0, TILE, p),)
+    return parts
+
+
+@triton.jit
+def reciprocals(smooth, TILE: tl.constexpr):
+    """``1/smooth``: the parts, (R·C, L) fp32; ones if there is none."""
+    parts = ()
+    for p in tl.static_range(len(TILE.parts)):
+        if smooth is None:
+            parts += (tl.full([1, 1], 1.0, tl.float32),)
+        else:
+            parts += (tl.div_rn(1.0, load_vector(smooth, 1.0, TILE, p)),)
+    return parts
+
+
+@triton.jit
+def clear_padding(x, TILE: tl.constexpr, P: tl.constexpr):
+    """Part ``P`` with zeros past the rows' end."""
+    if TILE.parts[P].padded:
+        return tl.where(_columns(TILE, P) < TILE.features, x, 0.0)
+    else:
+        return x
+
+
+@triton.jit
+def _by_share(chunks, TILE: tl.constexpr, P: tl.constexpr):
+    """(R·C,) -> (R, shares, C/shares)."""
+    return chunks.reshape(TILE.rows, TILE.shares, TILE.parts[P].C // TILE.shares)
+
+
+@triton.jit
+def row_sum(values, TILE: tl.constexpr):
+    """The sum over all parts (R·C, L): (R,)."""
+    total = tl.full([TILE.rows, TILE.shares], 0, values[0].dtype)
+    for p in tl.static_range(len(TILE.parts)):
+        total += tl.sum(_by_share(tl.sum(values[p], 1), TILE, p), 2)
+    return tl.sum(total, 1)
+
+
+@triton.jit
+def _row_max(values, TILE: tl.constexpr):
+    """The largest of all parts (R·C, L), none negative: (R,)."""
+    largest = tl.full([TILE.rows, TILE.shares], 0, values[0].dtype)
+    for p in tl.static_range(len(TILE.parts)):
+        largest = tl.maximum(largest, tl.max(_by_share(tl.max(values[p], 1), TILE, p), 2))
+    return tl.max(largest, 1)
+
+
+@triton.jit
+def spread(x, TILE: tl.constexpr, P: tl.constexpr):
+    """(R,) -> (R·C, 1), the same for all chunks of a row."""
+    C: tl.constexpr = TILE.parts[P].C
+    return tl.broadcast_to(x[:, None], [TILE.rows, C]).reshape(TILE.rows * C)[:, None]
+
+
+@triton.jit
+def _butterfly(values, STEP: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr):
+    """Part ``P`` after the sums and differences of columns of a chunk that are ``STEP`` apart.
+
+    Within a part, the partner of a column is what the sum of both leaves without it, in integers
+    so that nothing is rounded. Compiled, that sum is one exchange between lanes or none, and the
+    rest cancels.
+    """
+    L: tl.constexpr = TILE.parts[P].L
+    x = values[P]
+    if STEP < L:
+        pairs = x.reshape(x.numel // (2 * STEP), 2, STEP)
+        bits = pairs.to(tl.int32, bitcast=True)
+        partner = (tl.sum(bits, 1, keep_dims=True) - bits).to(tl.float32, bitcast=True)
+        sign = (1 - 2 * tl.arange(0, 2)).to(tl.float32)[None, :, None]
+        return tl.fma(pairs, sign, partner).reshape(x.shape)
+    elif TILE.parts[P].index & (STEP // L):
+        return values[P - STEP // L] - x
+    else:
+        return x + values[P + STEP // L]
+
+
+@triton.jit
+def _rotate(values, TILE: tl.constexpr):
+    """The parts (R·C, L) fp32 with each block of columns times the Hadamard matrix of ±1."""
+    STAGES: tl.constexpr = TILE.butterflies
+    for i in tl.static_range(STAGES):
+        parts = ()
+        for p in tl.static_range(len(TILE.parts)):
+            parts += (_butterfly(values, 1 << i, TILE, p),)
+        values = parts
+    return values
+
+
+@triton.jit
+def store_quantized(values, codes, scale, first, end, QMAX: tl.constexpr, TILE: tl.constexpr):
+    """Rotate, quantize and store R rows from ``first`` on, those below ``end``.
+
+    Args:
+        values: the parts (R·C, L) fp32.
+        codes: pointer to (M, K) int8.
+        scale: pointer to (M,) fp32.
+    """
+    values = _rotate(values, TILE)
+    magnitudes = ()
+    for p in tl.static_range(len(TILE.parts)):
+        # As integers they have the same order, and a NaN is the largest.
+        magnitudes += (values[p].to(tl.int32, bitcast=True) & 0x7FFFFFFF,)
+    largest = _row_max(magnitudes, TILE)
+    amax = largest.to(tl.float32, bitcast=True)
+    # The rotation's 1/√block is left out of the values and put into the scale.
+    true_amax = amax * TILE.norm
+    small = true_amax < SMALLEST
+    rows = first + tl.arange(0, TILE.rows)
+    tl.store(scale + rows, tl.where(small, 0.0, tl.div_rn(true_amax, 1.0 * QMAX)), mask=rows < end)
+    # Rounded twice, as torch divides a number by a tensor.
+    factor = tl.where(small, 0.0, tl.div_rn(1.0, amax) * QMAX)
+
+    for p in tl.static_range(len(TILE.parts)):
+        scaled = values[p] * spread(factor, TILE, p)
+        rounded = (scaled + ROUNDING).to(tl.int32, bitcast=True).to(tl.int8)
+        rows, columns = _rows(first, TILE, p), _columns(TILE, p)
+        pointers = codes + (rows * TILE.features)[:, None] + columns
+        inside = (rows < end)[:, None]
+        if TILE.parts[p].padded:
+            inside = inside & (columns < TILE.features)
+        # Two stores, so that no value has to be checked for being finite.
+        finite = spread(largest, TILE, p) < INFINITY
+        tl.store(pointers, rounded, mask=inside & finite)
+        tl.store(pointers, tl.zeros_like(rounded), mask=inside & (finite == 0))
