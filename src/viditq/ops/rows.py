@@ -1,19 +1,20 @@
-"""What the row-wise Triton kernels share: tiles of rows, the rotation, scales and codes.
+"""What the row-wise Triton kernels share: how a row is laid out, the rotation, scales and codes.
 
-A program holds a few whole rows in registers, so that each is read once: its largest magnitude must
-be known before its first code. It walks over many rows, because vectors per channel (the reciprocal
-of ``smooth`` above all) are loaded and combined once per program.
+A program holds a whole row in registers, so that it is read once: its largest magnitude must be
+known before its first code. It walks over many rows, because vectors per channel (the reciprocal of
+``smooth`` above all) are loaded and combined once per program.
 
 A row is cut into *pieces*. Their widths are powers of two, as Triton wants them, and together fit K
 better than its next power of two: 4608 = 4096 + 512. A piece is C chunks of consecutive columns,
-and a chunk is cut into *parts*. A kernel holds a part as a tensor of shape (R·C, L): L columns of
-each chunk of R rows. Triton lays the last dimension out over vectors and lanes and the first over
-lanes and warps. L is wide enough for full vectors and no wider, so that a chunk is with few lanes:
-most butterflies of the rotation then are additions within a thread, the others exchange values
-between lanes, and none needs shared memory.
+and a chunk is cut into *parts*. A kernel holds a part as a tensor of shape (C, L): L columns of
+each chunk. Triton lays the last dimension out over vectors and lanes and the first over lanes and
+warps. L is wide enough for full vectors and no wider, so that a chunk is with few lanes: most
+butterflies of the rotation then are additions within a thread, the others exchange values between
+lanes, and none needs shared memory.
 
 Declined: other dtypes than :data:`FLOATS`, which run the reference. Rows beyond about 16 thousand
-features come out right, but no longer fit the registers.
+features come out right, but no longer fit the registers. Sums of a rotation are scaled at the end,
+so that inputs above 1e36 overflow there.
 """
 # What triton.jit decorates is Triton's language; pyright takes it for Python.
 # pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
@@ -36,12 +37,11 @@ __all__ = [
     "clear_padding",
     "dense",
     "empty_result",
-    "load_rows",
-    "load_vector",
+    "load_part",
+    "load_row",
     "programs",
     "reciprocals",
     "row_sum",
-    "spread",
     "store_quantized",
     "takes",
     "tiling",
@@ -73,27 +73,28 @@ class Part:
     """Whether it reaches past the row's end."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tiling:
     """How kernels go over rows of one width; a compile-time argument of theirs.
+
+    There is one object for a width, compared by identity: every launch looks it up.
 
     Attributes:
         features: K.
         block: of the rotation, 0 for none.
-        rows: R, how many a program holds at a time.
-        shares: parts of a row that are reduced apart before they are joined: its warps.
         parts: of a row.
         warps: of a program.
+        shares: of a row that are reduced apart before they are joined: one for each warp, if none
+            shares a chunk with another.
         residents: programs on a multiprocessor at a time.
-        stages: tiles that a program has in flight, the one in its registers included.
+        stages: rows that a program has in flight, the one in its registers included.
     """
 
     features: int
     block: int
-    rows: int
-    shares: int
     parts: tuple[Part, ...]
     warps: int
+    shares: int
     residents: int
     stages: int
 
@@ -127,14 +128,13 @@ def tiling(features: int, block: int = 0, vectors: int = 1) -> Tiling:
     """
     block = 0 if block == 1 else block
     warps_resident, per_thread = (16, 56) if vectors == 1 else (12, 48)
-    shares = min(32, _power_of_two(math.ceil(features / (per_thread * LANES))))
-    warps = max(4, shares)
+    warps = min(32, _power_of_two(math.ceil(features / (per_thread * LANES))))
     parts: list[Part] = []
     first = 0
-    for width in _widths(features, max(128 * shares, block)):
-        pitch = max(block, 128) if block else width // shares
+    for width in _widths(features, max(128 * warps, block)):
+        pitch = max(block, 128) if block else width // warps
         C = width // pitch
-        L = pitch // max(1, min(width // (shares * LANES), pitch) // 16)
+        L = pitch // max(1, min(width // (warps * LANES), pitch) // 16)
         for index in range(pitch // L):
             begin = first + index * L
             padded = begin + (C - 1) * pitch + L > features
@@ -144,10 +144,9 @@ def tiling(features: int, block: int = 0, vectors: int = 1) -> Tiling:
     return Tiling(
         features,
         block,
-        rows=warps // shares,
-        shares=shares if all(part.C % shares == 0 for part in parts) else 1,
         parts=tuple(parts),
         warps=warps,
+        shares=warps if all(part.C % warps == 0 for part in parts) else 1,
         residents=residents,
         # A program that has a multiprocessor to itself must load while it computes.
         stages=2 if residents == 1 else 1,
@@ -191,7 +190,7 @@ def empty_result(x: Tensor, features: int) -> tuple[Tensor, Tensor]:
 def programs(x: Tensor, tile: Tiling, groups: int = 1) -> int:
     """How many programs share each of the ``groups`` that the rows of ``x`` are in."""
     resident = _multiprocessors(x.device) * tile.residents
-    return min(math.ceil(x.shape[0] // groups / tile.rows), math.ceil(resident / groups))
+    return min(x.shape[0] // groups, math.ceil(resident / groups))
 
 
 @cache
@@ -203,58 +202,48 @@ def _multiprocessors(device: torch.device) -> int:
 
 @triton.jit
 def _columns(TILE: tl.constexpr, P: tl.constexpr):
-    """The columns of part ``P``: (R·C, L) int32."""
-    C: tl.constexpr = TILE.parts[P].C
-    chunk = tl.arange(0, TILE.rows * C) % C * TILE.parts[P].pitch
+    """The columns of part ``P``: (C, L) int32."""
+    chunk = tl.arange(0, TILE.parts[P].C) * TILE.parts[P].pitch
     return TILE.parts[P].first + chunk[:, None] + tl.arange(0, TILE.parts[P].L)[None, :]
 
 
 @triton.jit
-def _rows(first, TILE: tl.constexpr, P: tl.constexpr):
-    """The rows of part ``P`` in the tile from row ``first`` on: (R·C,) int64."""
-    C: tl.constexpr = TILE.parts[P].C
-    return (first + tl.arange(0, TILE.rows * C) // C).to(tl.int64)
-
-
-@triton.jit
-def _load(pointers, columns, other: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr):
+def load_part(pointer, other: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr):
+    """(K,) -> part ``P`` of it, (C, L), with ``other`` past its end."""
+    columns = _columns(TILE, P)
     if TILE.parts[P].padded:
-        return tl.load(pointers + columns, mask=columns < TILE.features, other=other)
+        return tl.load(pointer + columns, mask=columns < TILE.features, other=other)
     else:
-        return tl.load(pointers + columns)
+        return tl.load(pointer + columns)
 
 
 @triton.jit
-def load_vector(pointer, other: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr):
-    """(K,) -> part ``P`` of it for every row, (R·C, L) fp32, with ``other`` past its end."""
-    return _load(pointer, _columns(TILE, P), other, TILE, P).to(tl.float32)
-
-
-@triton.jit
-def load_rows(pointer, first, end, stride, TILE: tl.constexpr):
-    """R rows from ``first`` on, or ``end - 1`` again: the parts (R·C, L), zeros past their end."""
+def load_row(pointer, TILE: tl.constexpr):
+    """(K,) any float -> its parts (C, L) fp32, zeros past its end."""
+    loaded = ()
+    for p in tl.static_range(len(TILE.parts)):
+        loaded += (load_part(pointer, 0.0, TILE, p),)
     parts = ()
     for p in tl.static_range(len(TILE.parts)):
-        pointers = pointer + (tl.minimum(_rows(first, TILE, p), end - 1) * stride)[:, None]
-        parts += (_load(pointers, _columns(TILE, p), 0.0, TILE, p),)
+        parts += (loaded[p].to(tl.float32),)
     return parts
 
 
 @triton.jit
 def reciprocals(smooth, TILE: tl.constexpr):
-    """``1/smooth``: the parts, (R·C, L) fp32; ones if there is none."""
+    """``1/smooth``: its parts (C, L) fp32; ones if there is none."""
     parts = ()
     for p in tl.static_range(len(TILE.parts)):
         if smooth is None:
             parts += (tl.full([1, 1], 1.0, tl.float32),)
         else:
-            parts += (tl.div_rn(1.0, load_vector(smooth, 1.0, TILE, p)),)
+            parts += (tl.div_rn(1.0, load_part(smooth, 1.0, TILE, p).to(tl.float32)),)
     return parts
 
 
 @triton.jit
 def clear_padding(x, TILE: tl.constexpr, P: tl.constexpr):
-    """Part ``P`` with zeros past the rows' end."""
+    """Part ``P`` with zeros past the row's end."""
     if TILE.parts[P].padded:
         return tl.where(_columns(TILE, P) < TILE.features, x, 0.0)
     else:
@@ -263,33 +252,26 @@ def clear_padding(x, TILE: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def _by_share(chunks, TILE: tl.constexpr, P: tl.constexpr):
-    """(R·C,) -> (R, shares, C/shares)."""
-    return chunks.reshape(TILE.rows, TILE.shares, TILE.parts[P].C // TILE.shares)
+    """(C,) -> (shares, C/shares)."""
+    return chunks.reshape(TILE.shares, TILE.parts[P].C // TILE.shares)
 
 
 @triton.jit
 def row_sum(values, TILE: tl.constexpr):
-    """The sum over all parts (R·C, L): (R,)."""
-    total = tl.full([TILE.rows, TILE.shares], 0, values[0].dtype)
+    """The sum over all parts (C, L)."""
+    total = tl.full([TILE.shares], 0, values[0].dtype)
     for p in tl.static_range(len(TILE.parts)):
-        total += tl.sum(_by_share(tl.sum(values[p], 1), TILE, p), 2)
-    return tl.sum(total, 1)
+        total += tl.sum(_by_share(tl.sum(values[p], 1), TILE, p), 1)
+    return tl.sum(total, 0)
 
 
 @triton.jit
 def _row_max(values, TILE: tl.constexpr):
-    """The largest of all parts (R·C, L), none negative: (R,)."""
-    largest = tl.full([TILE.rows, TILE.shares], 0, values[0].dtype)
+    """The largest of all parts (C, L), none negative."""
+    largest = tl.full([TILE.shares], 0, values[0].dtype)
     for p in tl.static_range(len(TILE.parts)):
-        largest = tl.maximum(largest, tl.max(_by_share(tl.max(values[p], 1), TILE, p), 2))
-    return tl.max(largest, 1)
-
-
-@triton.jit
-def spread(x, TILE: tl.constexpr, P: tl.constexpr):
-    """(R,) -> (R·C, 1), the same for all chunks of a row."""
-    C: tl.constexpr = TILE.parts[P].C
-    return tl.broadcast_to(x[:, None], [TILE.rows, C]).reshape(TILE.rows * C)[:, None]
+        largest = tl.maximum(largest, tl.max(_by_share(tl.max(values[p], 1), TILE, p), 1))
+    return tl.max(largest, 0)
 
 
 @triton.jit
@@ -316,7 +298,7 @@ def _butterfly(values, STEP: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def _rotate(values, TILE: tl.constexpr):
-    """The parts (R·C, L) fp32 with each block of columns times the Hadamard matrix of ±1."""
+    """The parts (C, L) fp32 with each block of columns times the Hadamard matrix of ±1."""
     STAGES: tl.constexpr = TILE.butterflies
     for i in tl.static_range(STAGES):
         parts = ()
@@ -327,13 +309,13 @@ def _rotate(values, TILE: tl.constexpr):
 
 
 @triton.jit
-def store_quantized(values, codes, scale, first, end, QMAX: tl.constexpr, TILE: tl.constexpr):
-    """Rotate, quantize and store R rows from ``first`` on, those below ``end``.
+def store_quantized(values, codes, scale, QMAX: tl.constexpr, TILE: tl.constexpr):
+    """Rotate, quantize and store a row.
 
     Args:
-        values: the parts (R·C, L) fp32.
-        codes: pointer to (M, K) int8.
-        scale: pointer to (M,) fp32.
+        values: the parts (C, L) fp32.
+        codes: pointer to (K,) int8.
+        scale: pointer to one fp32.
     """
     values = _rotate(values, TILE)
     magnitudes = ()
@@ -345,20 +327,18 @@ def store_quantized(values, codes, scale, first, end, QMAX: tl.constexpr, TILE: 
     # The rotation's 1/√block is left out of the values and put into the scale.
     true_amax = amax * TILE.norm
     small = true_amax < SMALLEST
-    rows = first + tl.arange(0, TILE.rows)
-    tl.store(scale + rows, tl.where(small, 0.0, tl.div_rn(true_amax, 1.0 * QMAX)), mask=rows < end)
+    tl.store(scale, tl.where(small, 0.0, tl.div_rn(true_amax, 1.0 * QMAX)))
     # Rounded twice, as torch divides a number by a tensor.
     factor = tl.where(small, 0.0, tl.div_rn(1.0, amax) * QMAX)
-
+    finite = largest < INFINITY
     for p in tl.static_range(len(TILE.parts)):
-        scaled = values[p] * spread(factor, TILE, p)
-        rounded = (scaled + ROUNDING).to(tl.int32, bitcast=True).to(tl.int8)
-        rows, columns = _rows(first, TILE, p), _columns(TILE, p)
-        pointers = codes + (rows * TILE.features)[:, None] + columns
-        inside = (rows < end)[:, None]
-        if TILE.parts[p].padded:
-            inside = inside & (columns < TILE.features)
+        columns = _columns(TILE, p)
+        rounded = (values[p] * factor + ROUNDING).to(tl.int32, bitcast=True).to(tl.int8)
         # Two stores, so that no value has to be checked for being finite.
-        finite = spread(largest, TILE, p) < INFINITY
-        tl.store(pointers, rounded, mask=inside & finite)
-        tl.store(pointers, tl.zeros_like(rounded), mask=inside & (finite == 0))
+        if TILE.parts[p].padded:
+            inside = columns < TILE.features
+            tl.store(codes + columns, rounded, mask=inside & finite)
+            tl.store(codes + columns, tl.zeros_like(rounded), mask=inside & (finite == 0))
+        else:
+            tl.store(codes + columns, rounded, mask=finite)
+            tl.store(codes + columns, tl.zeros_like(rounded), mask=finite == 0)

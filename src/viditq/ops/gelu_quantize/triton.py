@@ -12,7 +12,7 @@ from viditq.ops.gelu_quantize import reference
 from viditq.ops.rows import (
     dense,
     empty_result,
-    load_rows,
+    load_row,
     programs,
     reciprocals,
     store_quantized,
@@ -71,18 +71,17 @@ def kernel(
     TILE: tl.constexpr,
 ):
     inverse = reciprocals(smooth, TILE)
-    tiles = tl.cdiv(M, TILE.rows)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=TILE.stages):
-        first = tile * TILE.rows
-        loaded = load_rows(x, first, M, stride, TILE)
-        gates = load_rows(x + TILE.features, first, M, stride, TILE) if GATED else loaded
+    for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
+        row = tl.cast(i, tl.int64)
+        loaded = load_row(x + row * stride, TILE)
+        gates = load_row(x + row * stride + TILE.features, TILE) if GATED else loaded
         values = ()
         for p in tl.static_range(len(TILE.parts)):
-            value = _activate(gates[p].to(tl.float32), KIND)
+            value = _activate(gates[p], KIND)
             if GATED:
-                value = loaded[p].to(tl.float32) * value
+                value = loaded[p] * value
             values += (value * inverse[p],)
-        store_quantized(values, codes, scale, first, M, QMAX, TILE)
+        store_quantized(values, codes + row * TILE.features, scale + row, QMAX, TILE)
 
 
 def gelu_quantize(

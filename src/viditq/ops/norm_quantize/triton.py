@@ -19,12 +19,11 @@ from viditq.ops.rows import (
     clear_padding,
     dense,
     empty_result,
-    load_rows,
-    load_vector,
+    load_part,
+    load_row,
     programs,
     reciprocals,
     row_sum,
-    spread,
     store_quantized,
     takes,
     tiling,
@@ -37,7 +36,7 @@ __all__ = ["kernel", "norm_quantize"]
 def _affine(weight, bias, gain, shift, smooth, TILE: tl.constexpr):
     """``((n · weight + bias) · (1 + gain) + shift) / smooth`` as ``n · factor + offset``.
 
-    Each is the parts (R·C, L) fp32, zeros past the row's end.
+    Each is the parts (C, L) fp32, zeros past the row's end.
     """
     factors = ()
     offsets = ()
@@ -45,15 +44,15 @@ def _affine(weight, bias, gain, shift, smooth, TILE: tl.constexpr):
     for p in tl.static_range(len(TILE.parts)):
         modulation = 1.0
         if gain is not None:
-            modulation = 1.0 + load_vector(gain, 0.0, TILE, p)
+            modulation = 1.0 + load_part(gain, 0.0, TILE, p).to(tl.float32)
         factor = modulation * inverse[p]
         if weight is not None:
-            factor = load_vector(weight, 0.0, TILE, p) * factor
+            factor = load_part(weight, 0.0, TILE, p).to(tl.float32) * factor
         offset = tl.full([1, 1], 0.0, tl.float32)
         if bias is not None:
-            offset = load_vector(bias, 0.0, TILE, p) * modulation
+            offset = load_part(bias, 0.0, TILE, p).to(tl.float32) * modulation
         if shift is not None:
-            offset = offset + load_vector(shift, 0.0, TILE, p)
+            offset = offset + load_part(shift, 0.0, TILE, p).to(tl.float32)
         factors += (clear_padding(factor, TILE, p),)
         offsets += (offset * inverse[p],)
     return factors, offsets
@@ -61,12 +60,12 @@ def _affine(weight, bias, gain, shift, smooth, TILE: tl.constexpr):
 
 @triton.jit
 def _normalized(values, eps, CENTER: tl.constexpr, TILE: tl.constexpr):
-    """The parts (R·C, L) fp32, less their rows' mean if ``CENTER``, over their root mean square."""
+    """The parts (C, L) fp32, less their mean if ``CENTER``, over their root mean square."""
     if CENTER:
         mean = tl.div_rn(row_sum(values, TILE), 1.0 * TILE.features)
         centered = ()
         for p in tl.static_range(len(TILE.parts)):
-            centered += (clear_padding(values[p] - spread(mean, TILE, p), TILE, p),)
+            centered += (clear_padding(values[p] - mean, TILE, p),)
         values = centered
     squares = ()
     for p in tl.static_range(len(TILE.parts)):
@@ -75,7 +74,7 @@ def _normalized(values, eps, CENTER: tl.constexpr, TILE: tl.constexpr):
     rstd = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
     normalized = ()
     for p in tl.static_range(len(TILE.parts)):
-        normalized += (values[p] * spread(rstd, TILE, p),)
+        normalized += (values[p] * rstd,)
     return normalized
 
 
@@ -106,19 +105,14 @@ def kernel(
         shift += batch * shift_stride
     factors, offsets = _affine(weight, bias, gain, shift, smooth, TILE)
 
-    begin, end = batch * rows_per_batch, (batch + 1) * rows_per_batch
-    start, tiles = tl.program_id(0) % programs_per_batch, tl.cdiv(rows_per_batch, TILE.rows)
-    for tile in tl.range(start, tiles, programs_per_batch, num_stages=TILE.stages):
-        first = begin + tile * TILE.rows
-        values = ()
-        loaded = load_rows(x, first, end, stride, TILE)
+    start = tl.program_id(0) % programs_per_batch
+    for i in tl.range(start, rows_per_batch, programs_per_batch, num_stages=TILE.stages):
+        row = batch * rows_per_batch + i
+        values = _normalized(load_row(x + row * stride, TILE), eps, CENTER, TILE)
+        results = ()
         for p in tl.static_range(len(TILE.parts)):
-            values += (loaded[p].to(tl.float32),)
-        normalized = _normalized(values, eps, CENTER, TILE)
-        values = ()
-        for p in tl.static_range(len(TILE.parts)):
-            values += (tl.fma(normalized[p], factors[p], offsets[p]),)
-        store_quantized(values, codes, scale, first, end, QMAX, TILE)
+            results += (tl.fma(values[p], factors[p], offsets[p]),)
+        store_quantized(results, codes + row * TILE.features, scale + row, QMAX, TILE)
 
 
 def norm_quantize(

@@ -12,7 +12,7 @@ from viditq.ops.quantize_rows import reference
 from viditq.ops.rows import (
     dense,
     empty_result,
-    load_rows,
+    load_row,
     programs,
     reciprocals,
     store_quantized,
@@ -26,13 +26,13 @@ __all__ = ["kernel", "quantize_rows"]
 @triton.jit(do_not_specialize=["M"])
 def kernel(x, stride, smooth, codes, scale, M, QMAX: tl.constexpr, TILE: tl.constexpr):
     inverse = reciprocals(smooth, TILE)
-    tiles = tl.cdiv(M, TILE.rows)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=TILE.stages):
-        loaded = load_rows(x, tile * TILE.rows, M, stride, TILE)
+    for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
+        row = tl.cast(i, tl.int64)
+        loaded = load_row(x + row * stride, TILE)
         values = ()
         for p in tl.static_range(len(TILE.parts)):
-            values += (loaded[p].to(tl.float32) * inverse[p],)
-        store_quantized(values, codes, scale, tile * TILE.rows, M, QMAX, TILE)
+            values += (loaded[p] * inverse[p],)
+        store_quantized(values, codes + row * TILE.features, scale + row, QMAX, TILE)
 
 
 def quantize_rows(
