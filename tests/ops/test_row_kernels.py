@@ -72,11 +72,11 @@ def test_parts_cover_a_row_once(features, block, vectors):
         covered[columns] += 1
         assert part.padded == bool(columns.max() >= features)
         assert part.pitch % max(1, block) == 0
-        assert part.C % tile.shares == 0
+        assert part.C * part.L % tile.threads == 0
     end = int(covered.sum())
     assert torch.all(covered[:end] == 1)
     assert features <= end <= max(1.1 * features, features + 128 * tile.warps)
-    assert tile.warps * tile.residents * 32 * tile.options["maxnreg"] <= row_kernels.REGISTERS
+    assert tile.threads * tile.residents * tile.options["maxnreg"] <= row_kernels.REGISTERS
 
 
 @interpreted
@@ -185,6 +185,12 @@ class TestNormQuantize:
         assert not scale[[1, 4]].isfinite().any()
         kept = [0, 2, 3, 5]
         assert_same((codes[kept], scale[kept]), (clean[0][kept], clean[1][kept]))
+
+    @pytest.mark.parametrize("kind", ["layer", "rms"])
+    def test_nothing_but_the_norm(self, kind):
+        arguments = (torch.randn(3, 36), kind, 1e-6, None, None, None, None, None, 0, 8)
+        wanted = reference("norm_quantize", *arguments)
+        assert_same(kernel("norm_quantize", *arguments), wanted)
 
     def test_rows_of_one_value(self):
         """Nothing is left of them but the shift."""

@@ -84,8 +84,6 @@ class Tiling:
         block: of the rotation, 0 for none.
         parts: of a row.
         warps: of a program.
-        shares: of a row that are reduced apart before they are joined: one for each warp, if none
-            shares a chunk with another.
         residents: programs on a multiprocessor at a time.
         stages: rows that a program has in flight, the one in its registers included.
     """
@@ -94,9 +92,13 @@ class Tiling:
     block: int
     parts: tuple[Part, ...]
     warps: int
-    shares: int
     residents: int
     stages: int
+
+    @property
+    def threads(self) -> int:
+        """Of a program."""
+        return LANES * self.warps
 
     @property
     def butterflies(self) -> int:
@@ -111,10 +113,10 @@ class Tiling:
     @property
     def options(self) -> dict[str, Any]:
         """For the launch. No contraction into fma: it would round products that are ties."""
-        threads = LANES * self.warps * self.residents
+        registers = REGISTERS // (self.threads * self.residents)
         return {
             "num_warps": self.warps,
-            "maxnreg": min(255, REGISTERS // threads // 8 * 8),
+            "maxnreg": min(255, registers // 8 * 8),
             "enable_fp_fusion": False,
         }
 
@@ -123,10 +125,10 @@ class Tiling:
 def tiling(features: int, block: int = 0, vectors: int = 1) -> Tiling:
     """For rows of ``features``, rotated in blocks of ``block``.
 
-    ``vectors`` per channel, 1 or 2, stay in registers beside the values: with two, fewer warps of
-    more registers each are resident.
+    ``vectors`` per channel, 1 or 2, stay in registers beside the values. So 16 warps of a
+    multiprocessor have 128 registers for each thread, or 12 have 168.
     """
-    block = 0 if block == 1 else block
+    block = block if block > 1 else 0
     warps_resident, per_thread = (16, 56) if vectors == 1 else (12, 48)
     warps = min(32, _power_of_two(math.ceil(features / (per_thread * LANES))))
     parts: list[Part] = []
@@ -134,7 +136,7 @@ def tiling(features: int, block: int = 0, vectors: int = 1) -> Tiling:
     for width in _widths(features, max(128 * warps, block)):
         pitch = max(block, 128) if block else width // warps
         C = width // pitch
-        L = pitch // max(1, min(width // (warps * LANES), pitch) // 16)
+        L = pitch // max(1, min(width // (LANES * warps), pitch) // 16)
         for index in range(pitch // L):
             begin = first + index * L
             padded = begin + (C - 1) * pitch + L > features
@@ -146,7 +148,6 @@ def tiling(features: int, block: int = 0, vectors: int = 1) -> Tiling:
         block,
         parts=tuple(parts),
         warps=warps,
-        shares=warps if all(part.C % warps == 0 for part in parts) else 1,
         residents=residents,
         # A program that has a multiprocessor to itself must load while it computes.
         stages=2 if residents == 1 else 1,
@@ -251,26 +252,26 @@ def clear_padding(x, TILE: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def _by_share(chunks, TILE: tl.constexpr, P: tl.constexpr):
-    """(C,) -> (shares, C/shares)."""
-    return chunks.reshape(TILE.shares, TILE.parts[P].C // TILE.shares)
+def _by_thread(x, TILE: tl.constexpr):
+    """(C, L) -> (threads, values of each), where every value already is."""
+    return x.reshape(TILE.threads, x.numel // TILE.threads)
 
 
 @triton.jit
 def row_sum(values, TILE: tl.constexpr):
     """The sum over all parts (C, L)."""
-    total = tl.full([TILE.shares], 0, values[0].dtype)
+    total = tl.full([TILE.threads], 0, values[0].dtype)
     for p in tl.static_range(len(TILE.parts)):
-        total += tl.sum(_by_share(tl.sum(values[p], 1), TILE, p), 1)
+        total += tl.sum(_by_thread(values[p], TILE), 1)
     return tl.sum(total, 0)
 
 
 @triton.jit
 def _row_max(values, TILE: tl.constexpr):
     """The largest of all parts (C, L), none negative."""
-    largest = tl.full([TILE.shares], 0, values[0].dtype)
+    largest = tl.full([TILE.threads], 0, values[0].dtype)
     for p in tl.static_range(len(TILE.parts)):
-        largest = tl.maximum(largest, tl.max(_by_share(tl.max(values[p], 1), TILE, p), 1))
+        largest = tl.maximum(largest, tl.max(_by_thread(values[p], TILE), 1))
     return tl.max(largest, 0)
 
 
