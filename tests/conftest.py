@@ -7,6 +7,9 @@ import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Without a GPU, Triton's kernels are interpreted; it must be known before they are imported.
+if not (shutil.which("nvidia-smi") or os.path.exists("/dev/nvidiactl")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 from hypothesis import settings

@@ -23,6 +23,7 @@ _gelu_quantize = register_op(
     "-> (Tensor, Tensor)",
     reference.gelu_quantize,
     _shape,
+    kernels="viditq.ops.gelu_quantize",
 )
 
 

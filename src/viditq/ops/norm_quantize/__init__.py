@@ -21,6 +21,7 @@ _norm_quantize = register_op(
     "Tensor? shift, Tensor? smooth, int hadamard, int bits) -> (Tensor, Tensor)",
     reference.norm_quantize,
     _shape,
+    kernels="viditq.ops.norm_quantize",
 )
 
 

@@ -23,6 +23,7 @@ _quantize_rows = register_op(
     "quantize_rows(Tensor x, Tensor? smooth, int hadamard, int bits) -> (Tensor, Tensor)",
     reference.quantize_rows,
     _shape,
+    kernels="viditq.ops.quantize_rows",
 )
 
 

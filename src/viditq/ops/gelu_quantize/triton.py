@@ -1,0 +1,111 @@
+"""``gelu_quantize`` in one pass over the input; how, is in :mod:`viditq.ops.rows`."""
+# What triton.jit decorates is Triton's language; pyright takes it for Python.
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from viditq.ops.gelu_quantize import reference
+from viditq.ops.rows import (
+    dense,
+    empty_result,
+    load_row,
+    programs,
+    reciprocals,
+    store_quantized,
+    takes,
+    tiling,
+)
+
+__all__ = ["gelu_quantize", "kernel"]
+
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _times_sigmoid(x, y):
+    """``x / (1 + exp(-y))``, at most a few ulp off.
+
+    Triton's own exponential and quotient also serve subnormal numbers, which cannot matter in a sum
+    with 1; that would double the instructions of the kernel, and it is these that limit it.
+    """
+    power = -1.4426950408889634 * y
+    if INTERPRETED:
+        return x / (1.0 + tl.exp2(power))
+    else:
+        exp = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [power], tl.float32, is_pure=True, pack=1
+        )
+        reciprocal = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + exp], tl.float32, is_pure=True, pack=1
+        )
+        return x * reciprocal
+
+
+@triton.jit
+def _activate(x, KIND: tl.constexpr):
+    if KIND == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif KIND == "gelu_tanh":
+        # 0.5 · (1 + tanh(u)) = sigmoid(2u)
+        return _times_sigmoid(x, x * tl.fma(x * x, 0.07135481627260025, 1.5957691216057308))
+    else:
+        return _times_sigmoid(x, x)
+
+
+@triton.jit(do_not_specialize=["M"])
+def kernel(
+    x,
+    stride,
+    smooth,
+    codes,
+    scale,
+    M,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    QMAX: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    inverse = reciprocals(smooth, TILE)
+    for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
+        row = tl.cast(i, tl.int64)
+        loaded = load_row(x + row * stride, TILE)
+        gates = load_row(x + row * stride + TILE.features, TILE) if GATED else loaded
+        values = ()
+        for p in tl.static_range(len(TILE.parts)):
+            value = _activate(gates[p], KIND)
+            if GATED:
+                value = loaded[p] * value
+            values += (value * inverse[p],)
+        store_quantized(values, codes + row * TILE.features, scale + row, QMAX, TILE)
+
+
+def gelu_quantize(
+    x: Tensor, kind: str, gated: bool, smooth: Tensor | None, hadamard: int, bits: int
+) -> tuple[Tensor, Tensor]:
+    """(M, K), or (M, 2K) if gated, float -> codes (M, K) int8 and scale (M,) fp32."""
+    rows, features = x.shape[0], x.shape[1] // 2 if gated else x.shape[1]
+    if not takes(x, features, hadamard):
+        return reference.gelu_quantize(x, kind, gated, smooth, hadamard, bits)
+    x, tile = dense(x), tiling(features, hadamard)
+    smooth = None if smooth is None else dense(smooth)
+    codes, scale = empty_result(x, features)
+    with torch.cuda.device_of(x):
+        kernel[(programs(x, tile),)](
+            x,
+            x.stride(0),
+            smooth,
+            codes,
+            scale,
+            rows,
+            kind,
+            gated,
+            2 ** (bits - 1) - 1,
+            tile,
+            **tile.options,
+        )
+    return codes, scale

@@ -1,0 +1,170 @@
+"""``norm_quantize`` in one pass over the input; how, is in :mod:`viditq.ops.rows`.
+
+A program keeps to rows of one batch. Whatever is the same for all of them, the norm's weight and
+bias, the modulation and ``1/smooth``, it combines into one factor and one offset per channel first.
+"""
+# What triton.jit decorates is Triton's language; pyright takes it for Python.
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from viditq.ops.norm_quantize import reference
+from viditq.ops.rows import (
+    clear_padding,
+    dense,
+    empty_result,
+    load_part,
+    load_row,
+    programs,
+    reciprocals,
+    row_sum,
+    store_quantized,
+    takes,
+    tiling,
+)
+
+__all__ = ["kernel", "norm_quantize"]
+
+
+@triton.jit
+def _affine(weight, bias, gain, shift, smooth, TILE: tl.constexpr):
+    """``((n · weight + bias) · (1 + gain) + shift) / smooth`` as ``n · factor + offset``.
+
+    Each is the parts (C, L) fp32, zeros past the row's end.
+    """
+    factors = ()
+    offsets = ()
+    inverse = reciprocals(smooth, TILE)
+    for p in tl.static_range(len(TILE.parts)):
+        modulation = 1.0
+        if gain is not None:
+            modulation = 1.0 + load_part(gain, 0.0, TILE, p).to(tl.float32)
+        factor = modulation * inverse[p]
+        if weight is not None:
+            factor = load_part(weight, 0.0, TILE, p).to(tl.float32) * factor
+        offset = tl.full([1, 1], 0.0, tl.float32)
+        if bias is not None:
+            offset = load_part(bias, 0.0, TILE, p).to(tl.float32) * modulation
+        if shift is not None:
+            offset = offset + load_part(shift, 0.0, TILE, p).to(tl.float32)
+        factors += (clear_padding(factor, TILE, p),)
+        offsets += (offset * inverse[p],)
+    return factors, offsets
+
+
+@triton.jit
+def _normalized(values, eps, CENTER: tl.constexpr, TILE: tl.constexpr):
+    """The parts (C, L) fp32, less their mean if ``CENTER``, over their root mean square."""
+    if CENTER:
+        mean = tl.div_rn(row_sum(values, TILE), 1.0 * TILE.features)
+        centered = ()
+        for p in tl.static_range(len(TILE.parts)):
+            centered += (clear_padding(values[p] - mean, TILE, p),)
+        values = centered
+    squares = ()
+    for p in tl.static_range(len(TILE.parts)):
+        squares += (values[p] * values[p],)
+    mean_square = tl.div_rn(row_sum(squares, TILE), 1.0 * TILE.features)
+    rstd = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
+    normalized = ()
+    for p in tl.static_range(len(TILE.parts)):
+        normalized += (values[p] * rstd,)
+    return normalized
+
+
+@triton.jit(do_not_specialize=["rows_per_batch", "programs_per_batch"])
+def kernel(
+    x,
+    stride,
+    eps,
+    weight,
+    bias,
+    gain,
+    gain_stride,
+    shift,
+    shift_stride,
+    smooth,
+    codes,
+    scale,
+    rows_per_batch,
+    programs_per_batch,
+    CENTER: tl.constexpr,
+    QMAX: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    batch = (tl.program_id(0) // programs_per_batch).to(tl.int64)
+    if gain is not None:
+        gain += batch * gain_stride
+    if shift is not None:
+        shift += batch * shift_stride
+    factors, offsets = _affine(weight, bias, gain, shift, smooth, TILE)
+
+    start = tl.program_id(0) % programs_per_batch
+    for i in tl.range(start, rows_per_batch, programs_per_batch, num_stages=TILE.stages):
+        row = batch * rows_per_batch + i
+        values = _normalized(load_row(x + row * stride, TILE), eps, CENTER, TILE)
+        results = ()
+        for p in tl.static_range(len(TILE.parts)):
+            results += (tl.fma(values[p], factors[p], offsets[p]),)
+        store_quantized(results, codes + row * TILE.features, scale + row, QMAX, TILE)
+
+
+def norm_quantize(
+    x: Tensor,
+    kind: str,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    smooth: Tensor | None,
+    hadamard: int,
+    bits: int,
+) -> tuple[Tensor, Tensor]:
+    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32."""
+    rows, features = x.shape
+    if not takes(x, features, hadamard):
+        return reference.norm_quantize(
+            x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits
+        )
+    x, tile = dense(x), tiling(features, hadamard, vectors=2)
+    weight, bias, smooth = (v if v is None else dense(v) for v in (weight, bias, smooth))
+    batches = math.lcm(*(len(v) for v in (gain, shift) if v is not None))
+    gain, shift = (v if v is None else _spread(v, batches) for v in (gain, shift))
+    codes, scale = empty_result(x, features)
+    shared = programs(x, tile, batches)
+    with torch.cuda.device_of(x):
+        kernel[(batches * shared,)](
+            x,
+            x.stride(0),
+            eps,
+            weight,
+            bias,
+            gain,
+            0 if gain is None else gain.stride(0),
+            shift,
+            0 if shift is None else shift.stride(0),
+            smooth,
+            codes,
+            scale,
+            rows // batches,
+            shared,
+            kind == "layer",
+            2 ** (bits - 1) - 1,
+            tile,
+            **tile.options,
+        )
+    return codes, scale
+
+
+def _spread(vectors: Tensor, batches: int) -> Tensor:
+    """(B, K) -> (batches, K), each for as many consecutive ones."""
+    if len(vectors) != batches:
+        vectors = vectors.repeat_interleave(batches // len(vectors), 0)
+    return dense(vectors)

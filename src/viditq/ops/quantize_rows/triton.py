@@ -1,0 +1,52 @@
+"""``quantize_rows`` in one pass over the input; how, is in :mod:`viditq.ops.rows`."""
+# What triton.jit decorates is Triton's language; pyright takes it for Python.
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from viditq.ops.quantize_rows import reference
+from viditq.ops.rows import (
+    dense,
+    empty_result,
+    load_row,
+    programs,
+    reciprocals,
+    store_quantized,
+    takes,
+    tiling,
+)
+
+__all__ = ["kernel", "quantize_rows"]
+
+
+@triton.jit(do_not_specialize=["M"])
+def kernel(x, stride, smooth, codes, scale, M, QMAX: tl.constexpr, TILE: tl.constexpr):
+    inverse = reciprocals(smooth, TILE)
+    for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
+        row = tl.cast(i, tl.int64)
+        loaded = load_row(x + row * stride, TILE)
+        values = ()
+        for p in tl.static_range(len(TILE.parts)):
+            values += (loaded[p] * inverse[p],)
+        store_quantized(values, codes + row * TILE.features, scale + row, QMAX, TILE)
+
+
+def quantize_rows(
+    x: Tensor, smooth: Tensor | None, hadamard: int, bits: int
+) -> tuple[Tensor, Tensor]:
+    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32."""
+    rows, features = x.shape
+    if not takes(x, features, hadamard):
+        return reference.quantize_rows(x, smooth, hadamard, bits)
+    x, tile = dense(x), tiling(features, hadamard)
+    smooth = None if smooth is None else dense(smooth)
+    codes, scale = empty_result(x, features)
+    with torch.cuda.device_of(x):
+        kernel[(programs(x, tile),)](
+            x, x.stride(0), smooth, codes, scale, rows, 2 ** (bits - 1) - 1, tile, **tile.options
+        )
+    return codes, scale

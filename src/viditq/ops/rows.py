@@ -1,0 +1,345 @@
+"""What the row-wise Triton kernels share: how a row is laid out, the rotation, scales and codes.
+
+A program holds a whole row in registers, so that it is read once: its largest magnitude must be
+known before its first code. It walks over many rows, because vectors per channel (the reciprocal of
+``smooth`` above all) are loaded and combined once per program.
+
+A row is cut into *pieces*. Their widths are powers of two, as Triton wants them, and together fit K
+better than its next power of two: 4608 = 4096 + 512. A piece is C chunks of consecutive columns,
+and a chunk is cut into *parts*. A kernel holds a part as a tensor of shape (C, L): L columns of
+each chunk. Triton lays the last dimension out over vectors and lanes and the first over lanes and
+warps. L is wide enough for full vectors and no wider, so that a chunk is with few lanes: most
+butterflies of the rotation then are additions within a thread, the others exchange values between
+lanes, and none needs shared memory.
+
+Declined: other dtypes than :data:`FLOATS`, which run the reference. Rows beyond about 16 thousand
+features come out right, but no longer fit the registers. Sums of a rotation are scaled at the end,
+so that inputs above 1e36 overflow there.
+"""
+# What triton.jit decorates is Triton's language; pyright takes it for Python.
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from viditq.ops.quantize_rows import reference
+
+__all__ = [
+    "Part",
+    "Tiling",
+    "clear_padding",
+    "dense",
+    "empty_result",
+    "load_part",
+    "load_row",
+    "programs",
+    "reciprocals",
+    "row_sum",
+    "store_quantized",
+    "takes",
+    "tiling",
+]
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+LANES = 32
+REGISTERS = 65536
+"""Of a multiprocessor."""
+
+SMALLEST = tl.constexpr(reference.SMALLEST)
+INFINITY = tl.constexpr(0x7F800000)
+"""Its bits in fp32. Those of a NaN, the sign apart, are above."""
+ROUNDING = tl.constexpr(1.5 * 2**23)
+"""Added to a small number it leaves the nearest integer, ties to even, in the lowest bits."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some columns of a row: C times L consecutive ones, ``pitch`` apart, from ``first`` on."""
+
+    first: int
+    pitch: int
+    C: int
+    L: int
+    index: int
+    """Its place among the parts of its piece."""
+    padded: bool
+    """Whether it reaches past the row's end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tiling:
+    """How kernels go over rows of one width; a compile-time argument of theirs.
+
+    There is one object for a width, compared by identity: every launch looks it up.
+
+    Attributes:
+        features: K.
+        block: of the rotation, 0 for none.
+        parts: of a row.
+        warps: of a program.
+        residents: programs on a multiprocessor at a time.
+        stages: rows that a program has in flight, the one in its registers included.
+    """
+
+    features: int
+    block: int
+    parts: tuple[Part, ...]
+    warps: int
+    residents: int
+    stages: int
+
+    @property
+    def threads(self) -> int:
+        """Of a program."""
+        return LANES * self.warps
+
+    @property
+    def butterflies(self) -> int:
+        """Stages of the rotation."""
+        return max(1, self.block).bit_length() - 1
+
+    @property
+    def norm(self) -> float:
+        """What the matrix of ±1 is multiplied by."""
+        return max(1, self.block) ** -0.5
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For the launch. No contraction into fma: it would round products that are ties."""
+        registers = REGISTERS // (self.threads * self.residents)
+        return {
+            "num_warps": self.warps,
+            "maxnreg": min(255, registers // 8 * 8),
+            "enable_fp_fusion": False,
+        }
+
+
+@cache
+def tiling(features: int, block: int = 0, vectors: int = 1) -> Tiling:
+    """For rows of ``features``, rotated in blocks of ``block``.
+
+    ``vectors`` per channel, 1 or 2, stay in registers beside the values. So 16 warps of a
+    multiprocessor have 128 registers for each thread, or 12 have 168.
+    """
+    block = block if block > 1 else 0
+    warps_resident, per_thread = (16, 56) if vectors == 1 else (12, 48)
+    warps = min(32, _power_of_two(math.ceil(features / (per_thread * LANES))))
+    parts: list[Part] = []
+    first = 0
+    for width in _widths(features, max(128 * warps, block)):
+        pitch = max(block, 128) if block else width // warps
+        C = width // pitch
+        L = pitch // max(1, min(width // (LANES * warps), pitch) // 16)
+        for index in range(pitch // L):
+            begin = first + index * L
+            padded = begin + (C - 1) * pitch + L > features
+            parts.append(Part(begin, pitch, C, L, index, padded))
+        first += width
+    residents = max(1, warps_resident // warps)
+    return Tiling(
+        features,
+        block,
+        parts=tuple(parts),
+        warps=warps,
+        residents=residents,
+        # A program that has a multiprocessor to itself must load while it computes.
+        stages=2 if residents == 1 else 1,
+    )
+
+
+def _widths(features: int, least: int) -> list[int]:
+    """Powers of two, none below ``least``, whose sum is ``features`` or little more."""
+    widths: list[int] = []
+    left = features
+    while left > 0:
+        width = max(least, _power_of_two(left))
+        if width > least and width - left > features // 12:
+            width //= 2
+        widths.append(width)
+        left -= width
+    return widths
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def takes(x: Tensor, features: int, hadamard: int) -> bool:
+    """Whether kernels compute this; the reference does the rest and finds what is wrong."""
+    rotates = hadamard <= 1 or (hadamard & (hadamard - 1) == 0 and features % hadamard == 0)
+    return x.dtype in FLOATS and x.numel() > 0 and rotates
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The same values with neighbours in the last dimension side by side; rows may have gaps."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def empty_result(x: Tensor, features: int) -> tuple[Tensor, Tensor]:
+    """Codes (M, features) int8 and scale (M,) fp32 to be written."""
+    codes = x.new_empty(x.shape[0], features, dtype=torch.int8)
+    return codes, x.new_empty(x.shape[0], dtype=torch.float32)
+
+
+def programs(x: Tensor, tile: Tiling, groups: int = 1) -> int:
+    """How many programs share each of the ``groups`` that the rows of ``x`` are in."""
+    resident = _multiprocessors(x.device) * tile.residents
+    return min(x.shape[0] // groups, math.ceil(resident / groups))
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def _columns(TILE: tl.constexpr, P: tl.constexpr):
+    """The columns of part ``P``: (C, L) int32."""
+    chunk = tl.arange(0, TILE.parts[P].C) * TILE.parts[P].pitch
+    return TILE.parts[P].first + chunk[:, None] + tl.arange(0, TILE.parts[P].L)[None, :]
+
+
+@triton.jit
+def load_part(pointer, other: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr):
+    """(K,) -> part ``P`` of it, (C, L), with ``other`` past its end."""
+    columns = _columns(TILE, P)
+    if TILE.parts[P].padded:
+        return tl.load(pointer + columns, mask=columns < TILE.features, other=other)
+    else:
+        return tl.load(pointer + columns)
+
+
+@triton.jit
+def load_row(pointer, TILE: tl.constexpr):
+    """(K,) any float -> its parts (C, L) fp32, zeros past its end."""
+    loaded = ()
+    for p in tl.static_range(len(TILE.parts)):
+        loaded += (load_part(pointer, 0.0, TILE, p),)
+    parts = ()
+    for p in tl.static_range(len(TILE.parts)):
+        parts += (loaded[p].to(tl.float32),)
+    return parts
+
+
+@triton.jit
+def reciprocals(smooth, TILE: tl.constexpr):
+    """``1/smooth``: its parts (C, L) fp32; ones if there is none."""
+    parts = ()
+    for p in tl.static_range(len(TILE.parts)):
+        if smooth is None:
+            parts += (tl.full([1, 1], 1.0, tl.float32),)
+        else:
+            parts += (tl.div_rn(1.0, load_part(smooth, 1.0, TILE, p).to(tl.float32)),)
+    return parts
+
+
+@triton.jit
+def clear_padding(x, TILE: tl.constexpr, P: tl.constexpr):
+    """Part ``P`` with zeros past the row's end."""
+    if TILE.parts[P].padded:
+        return tl.where(_columns(TILE, P) < TILE.features, x, 0.0)
+    else:
+        return x
+
+
+@triton.jit
+def _by_thread(x, TILE: tl.constexpr):
+    """(C, L) -> (threads, values of each), where every value already is."""
+    return x.reshape(TILE.threads, x.numel // TILE.threads)
+
+
+@triton.jit
+def row_sum(values, TILE: tl.constexpr):
+    """The sum over all parts (C, L)."""
+    total = tl.full([TILE.threads], 0, values[0].dtype)
+    for p in tl.static_range(len(TILE.parts)):
+        total += tl.sum(_by_thread(values[p], TILE), 1)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _row_max(values, TILE: tl.constexpr):
+    """The largest of all parts (C, L), none negative."""
+    largest = tl.full([TILE.threads], 0, values[0].dtype)
+    for p in tl.static_range(len(TILE.parts)):
+        largest = tl.maximum(largest, tl.max(_by_thread(values[p], TILE), 1))
+    return tl.max(largest, 0)
+
+
+@triton.jit
+def _butterfly(values, STEP: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr):
+    """Part ``P`` after the sums and differences of columns of a chunk that are ``STEP`` apart.
+
+    Within a part, the partner of a column is what the sum of both leaves without it, in integers
+    so that nothing is rounded. Compiled, that sum is one exchange between lanes or none, and the
+    rest cancels.
+    """
+    L: tl.constexpr = TILE.parts[P].L
+    x = values[P]
+    if STEP < L:
+        pairs = x.reshape(x.numel // (2 * STEP), 2, STEP)
+        bits = pairs.to(tl.int32, bitcast=True)
+        partner = (tl.sum(bits, 1, keep_dims=True) - bits).to(tl.float32, bitcast=True)
+        sign = (1 - 2 * tl.arange(0, 2)).to(tl.float32)[None, :, None]
+        return tl.fma(pairs, sign, partner).reshape(x.shape)
+    elif TILE.parts[P].index & (STEP // L):
+        return values[P - STEP // L] - x
+    else:
+        return x + values[P + STEP // L]
+
+
+@triton.jit
+def _rotate(values, TILE: tl.constexpr):
+    """The parts (C, L) fp32 with each block of columns times the Hadamard matrix of ±1."""
+    STAGES: tl.constexpr = TILE.butterflies
+    for i in tl.static_range(STAGES):
+        parts = ()
+        for p in tl.static_range(len(TILE.parts)):
+            parts += (_butterfly(values, 1 << i, TILE, p),)
+        values = parts
+    return values
+
+
+@triton.jit
+def store_quantized(values, codes, scale, QMAX: tl.constexpr, TILE: tl.constexpr):
+    """Rotate, quantize and store a row.
+
+    Args:
+        values: the parts (C, L) fp32.
+        codes: pointer to (K,) int8.
+        scale: pointer to one fp32.
+    """
+    values = _rotate(values, TILE)
+    magnitudes = ()
+    for p in tl.static_range(len(TILE.parts)):
+        # As integers they have the same order, and a NaN is the largest.
+        magnitudes += (values[p].to(tl.int32, bitcast=True) & 0x7FFFFFFF,)
+    largest = _row_max(magnitudes, TILE)
+    amax = largest.to(tl.float32, bitcast=True)
+    # The rotation's 1/√block is left out of the values and put into the scale.
+    true_amax = amax * TILE.norm
+    small = true_amax < SMALLEST
+    tl.store(scale, tl.where(small, 0.0, tl.div_rn(true_amax, 1.0 * QMAX)))
+    # Rounded twice, as torch divides a number by a tensor.
+    factor = tl.where(small, 0.0, tl.div_rn(1.0, amax) * QMAX)
+    finite = largest < INFINITY
+    for p in tl.static_range(len(TILE.parts)):
+        columns = _columns(TILE, p)
+        rounded = (values[p] * factor + ROUNDING).to(tl.int32, bitcast=True).to(tl.int8)
+        # Two stores, so that no value has to be checked for being finite.
+        if TILE.parts[p].padded:
+            inside = columns < TILE.features
+            tl.store(codes + columns, rounded, mask=inside & finite)
+            tl.store(codes + columns, tl.zeros_like(rounded), mask=inside & (finite == 0))
+        else:
+            tl.store(codes + columns, rounded, mask=finite)
+            tl.store(codes + columns, tl.zeros_like(rounded), mask=finite == 0)

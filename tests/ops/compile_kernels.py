@@ -1,0 +1,148 @@
+"""Compiles the Triton kernels for chips that need not be there, and prints what came out as JSON.
+
+A program of its own because ``triton.compile`` does not work where kernels are interpreted, which
+is decided for the whole process. To add a kernel, add to :func:`cases`.
+
+    python tests/ops/compile_kernels.py [part of a name]
+"""
+# ruff: noqa: T201
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from viditq.ops.rows import tiling
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel as a launch would compile it.
+
+    Attributes:
+        name: unique.
+        kernel: the jitted function.
+        arguments: of the kernel by name: Triton's word for the type (``"*bf16"``, ``"i32"``), the
+            value of a compile-time argument, or ``None``.
+        options: of the launch.
+        chips: compute capabilities.
+        at_most: upper bounds of :func:`facts`.
+        at_least: lower bounds of them.
+    """
+
+    name: str
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+    chips: tuple[int, ...] = (80, 90)
+    at_most: dict[str, int] = field(default_factory=dict)
+    at_least: dict[str, int] = field(default_factory=dict)
+
+
+def cases() -> Iterator[Case]:
+    yield from row_kernels()
+
+
+def row_kernels() -> Iterator[Case]:
+    at_least = {"loads_of_16_bytes": 1, "stores_of_16_bytes": 1}
+    rows = {"x": "*bf16", "stride": "i32", "codes": "*i8", "scale": "*fp32", "QMAX": 127}
+    ops = {
+        "quantize_rows": {"M": "i32", "smooth": "*fp32"},
+        "gelu_quantize": {"M": "i32", "smooth": "*fp32", "KIND": "gelu_tanh", "GATED": False},
+        "norm_quantize": {
+            **dict.fromkeys(("weight", "bias")),
+            **dict.fromkeys(("gain", "shift"), "*bf16"),
+            **dict.fromkeys(("gain_stride", "shift_stride"), "i32"),
+            **dict.fromkeys(("rows_per_batch", "programs_per_batch"), "i32"),
+            "eps": "fp32",
+            "smooth": "*fp32",
+            "CENTER": True,
+        },
+    }
+    widths = {
+        "quantize_rows": (1152, 4608, 13824),
+        "gelu_quantize": (4608, 13824),
+        "norm_quantize": (1152, 5120),
+    }
+    for op, arguments in ops.items():
+        kernel = import_module(f"viditq.ops.{op}.triton").kernel
+        for features in widths[op]:
+            for block in (0, 128):
+                tile = tiling(features, block, 2 if op == "norm_quantize" else 1)
+                # A few registers too many, beside 112 for values and factors, cost little.
+                stack = 48 if features == 13824 else 0
+                yield Case(
+                    f"{op} K={features} hadamard={block}",
+                    kernel,
+                    {**rows, **arguments, "TILE": tile},
+                    tile.options,
+                    (80, 90) if block and features == widths[op][0] else (90,),
+                    {"stack_bytes": stack, "barriers": 12, "shared_bytes": 64},
+                    at_least,
+                )
+
+
+def compiled(case: Case, chip: int) -> Any:
+    """The compiled kernel, every pointer and stride taken to be divisible by 16."""
+    signature, constants, divisible = {}, {}, {}
+    for i, parameter in enumerate(case.kernel.params):
+        value = case.arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+            continue
+        signature[parameter.name] = value
+        if value[0] in "*i" and not parameter.do_not_specialize:
+            divisible[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(case.kernel, signature, constants, divisible)
+    return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=case.options)
+
+
+def facts(kernel: Any) -> dict[str, int]:
+    """Registers, memory and the widths of accesses of a compiled kernel."""
+    ptx = kernel.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _run(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
+        sass = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
+    used = dict(re.findall(r"(REG|STACK):(\d+)", usage))
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (0x10|16)", ptx)
+    return {
+        "registers": int(used["REG"]),
+        "stack_bytes": int(used["STACK"]),
+        "shared_bytes": kernel.metadata.shared,
+        "loads_of_16_bytes": ptx.count("ld.global.v4.b32") + len(copies),
+        "stores_of_16_bytes": ptx.count("st.global.v4.b32"),
+        "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/", sass)),
+        "shuffles": sass.count(" SHFL."),
+        "barriers": sass.count(" BAR.SYNC"),
+        "tensor_core": len(re.findall(r" (?:[HIQ]G?MMA)\.", sass)),
+    }
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def main(part: str = "") -> None:
+    for case in cases():
+        for chip in case.chips:
+            name = f"{case.name} sm_{chip}"
+            if part in name:
+                found = facts(compiled(case, chip))
+                wanted = {"at_most": case.at_most, "at_least": case.at_least}
+                print(json.dumps({"name": name, "facts": found, **wanted}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
