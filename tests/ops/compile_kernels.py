@@ -21,6 +21,7 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from viditq.ops.rows import tiling
 
@@ -51,6 +52,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     yield from row_kernels()
+    yield from product_kernels()
 
 
 def row_kernels() -> Iterator[Case]:
@@ -92,6 +94,62 @@ def row_kernels() -> Iterator[Case]:
                 )
 
 
+def product_kernels() -> Iterator[Case]:
+    from viditq.ops.int4_linear.triton import BYTES, unpack_kernel
+    from viditq.ops.int8_linear import hopper, triton
+
+    sizes = dict.fromkeys(("M", "N", "K", "gate_rows", "gate_stride"), "i32")
+    scales = {"x_scale": "*fp32", "scale": "*fp32", "bias": "*bf16", "out": "*bf16"}
+    for fused in (False, True):
+        follows = dict.fromkeys(("gate", "residual"), "*bf16" if fused else None)
+        name = "with gate and residual" if fused else "plain"
+        for tile in triton.TILES[1 if fused else 0 :]:
+            rows, columns, warps, stages = tile
+            given = {"x": "*i8", "weight": "*i8", **scales, **follows, **sizes}
+            given |= {"ONE_SCALE": False, "HAS_BIAS": True, "WHOLE_K": True, "GROUP": triton.GROUP}
+            given |= {"HAS_GATE": fused, "HAS_RESIDUAL": fused}
+            given |= {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": triton.BLOCK_K}
+            for chip in (80, 90) if rows == columns else (90,):
+                # wgmma multiplies 64 rows or more.
+                wgmma = 1 if chip == 90 and rows >= 64 else 0
+                yield Case(
+                    f"int8_linear {rows}x{columns} {name}",
+                    triton.int8_linear_kernel,
+                    given,
+                    {"num_warps": warps, "num_stages": stages},
+                    (chip,),
+                    {"stack_bytes": 0},
+                    {"tensor_core": 2, "wgmma": wgmma, "loads_of_16_bytes": 1},
+                )
+        for widths in hopper.WIDTHS:
+            blocks = zip(("x", "first", "second"), (hopper.BLOCK_M, *widths), strict=True)
+            given = {key: _descriptor(hopper, rows) for key, rows in blocks}
+            given |= {**scales, **follows, **sizes, "wide": "i32", "narrow": "i32"}
+            given |= {"ONE_SCALE": False, "ONE_GATE": fused, "GROUP": hopper.GROUP}
+            given |= {"STAGES": hopper.STAGES, "SKEW": hopper.SKEW}
+            yield Case(
+                f"int8_linear hopper {widths[0]}+{widths[1]} {name}",
+                hopper.int8_linear_kernel,
+                given,
+                {"num_warps": 8},
+                (90,),
+                # What the epilogue spills with a residual, it spills once in a tile.
+                {"stack_bytes": 400 if fused else 0, "serialized": 0},
+                {"wgmma": 16},
+            )
+    yield Case(
+        "unpack int4",
+        unpack_kernel,
+        {"packed": "*u8", "codes": "*i8", "total": "i32", "BYTES": BYTES},
+        {},
+        at_least={"loads_of_16_bytes": 1, "stores_of_16_bytes": 1},
+    )
+
+
+def _descriptor(hopper: Any, rows: int) -> str:
+    return f"tensordesc<i8[{rows},{hopper.BLOCK_K}],{hopper.layout(rows)!r}>"
+
+
 def compiled(case: Case, chip: int) -> Any:
     """The compiled kernel, every pointer and stride taken to be divisible by 16."""
     signature, constants, divisible = {}, {}, {}
@@ -103,7 +161,8 @@ def compiled(case: Case, chip: int) -> Any:
         signature[parameter.name] = value
         if value[0] in "*i" and not parameter.do_not_specialize:
             divisible[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(case.kernel, signature, constants, divisible)
+    make = GluonASTSource if isinstance(case.kernel, GluonJITFunction) else ASTSource
+    source = make(case.kernel, signature, constants, divisible)
     return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=case.options)
 
 
@@ -117,6 +176,12 @@ def facts(kernel: Any) -> dict[str, int]:
         sass = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
     used = dict(re.findall(r"(REG|STACK):(\d+)", usage))
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (0x10|16)", ptx)
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        chip = re.search(r"\.target (\w+)", ptx)[1]
+        assembler = [knobs.nvidia.ptxas.path, "-v", "--gpu-name", chip, file.name]
+        told = subprocess.run([*assembler, "-o", "/dev/null"], capture_output=True, text=True)
     return {
         "registers": int(used["REG"]),
         "stack_bytes": int(used["STACK"]),
@@ -126,6 +191,9 @@ def facts(kernel: Any) -> dict[str, int]:
         "instructions": len(re.findall(r"/\*[0-9a-f]{4,}\*/", sass)),
         "shuffles": sass.count(" SHFL."),
         "barriers": sass.count(" BAR.SYNC"),
+        "wgmma": ptx.count("wgmma.mma_async"),
+        # wgmma that ptxas found it must wait for, one by one
+        "serialized": told.stderr.count("are serialized"),
         "tensor_core": len(re.findall(r" (?:[HIQ]G?MMA)\.", sass)),
     }
 
