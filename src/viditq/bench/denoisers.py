@@ -22,7 +22,7 @@ from viditq.bench.record import collect, explain, guarded, origin
 from viditq.bench.results import BenchResult, ModelRow, Row
 from viditq.bench.timing import clear_memory, compiling, measure, peak_memory, wall_s
 from viditq.bench.variants import Variant, prepare_, variants_named
-from viditq.ops import use_backend
+from viditq.ops import fastest_backend, use_backend
 from viditq.pipelines.sources import resolve_device
 from viditq.progress import Track, quiet
 
@@ -73,7 +73,7 @@ def bench_models(
         models: names in :data:`~viditq.bench.models.MODELS`; all by default.
         variants: names in :data:`~viditq.bench.variants.VARIANTS`; all by default.
         torchao: whether the peer's variants are among those by default.
-        backend: of :data:`viditq.ops.BACKENDS`, for ours on CUDA; each op's fastest by default.
+        backend: of :data:`viditq.ops.BACKENDS`, for ours on CUDA; by default the fastest there.
         budget_s: seconds for the repetitions of one measurement.
         file: JSON to write after every row.
         command: for the record.
@@ -91,7 +91,8 @@ def bench_models(
             bench = _CaseBench(case, kind == "blocks", where, budget_s)
             yield from bench.rows(wanted, track)
 
-    with nullcontext() if backend is None else use_backend(backend):
+    backend = backend or fastest_backend(where)
+    with use_backend(backend):
         return collect(kind, measured(), origin(where, command, backend), file=file)
 
 

@@ -1,7 +1,6 @@
 """``viditq bench ops``: every op at the shapes of full-size models, beside its peers."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from viditq.bench.products import PRODUCTS, QUICK_PRODUCTS, Product, product_rows
@@ -9,7 +8,7 @@ from viditq.bench.record import collect, origin
 from viditq.bench.results import BenchResult, Row
 from viditq.bench.row_ops import QUICK_ROWS, ROWS, Rows, row_op_rows
 from viditq.bench.timing import copy_bandwidth
-from viditq.ops import use_backend
+from viditq.ops import fastest_backend, use_backend
 from viditq.pipelines.sources import resolve_device
 from viditq.progress import Track, quiet
 
@@ -34,7 +33,7 @@ def bench_ops(
         device: ``cuda`` or ``cpu``.
         quick: two shapes of each kind, in below 1 GiB.
         torchao: also torchao's layers, compiled; each takes a minute.
-        backend: of :data:`viditq.ops.BACKENDS`, for ours on CUDA; each op's fastest by default.
+        backend: of :data:`viditq.ops.BACKENDS`, for ours on CUDA; by default the fastest there.
         products: shapes of the products, instead of the usual ones.
         rows: shapes of the row ops, likewise.
         file: JSON to write after every row.
@@ -58,6 +57,7 @@ def bench_ops(
         for shape in track(rows, "row ops", len(rows)):
             yield from row_op_rows(shape, where, copy)
 
+    backend = backend or fastest_backend(where)
     made_by = origin(where, command, backend)
-    with nullcontext() if backend is None else use_backend(backend):
+    with use_backend(backend):
         return collect("ops", measured(), made_by, copy_bytes_per_s=copy, file=file)

@@ -108,7 +108,7 @@ Row = Annotated[ProductRow | RowOpRow | ModelRow, Field(discriminator="table")]
 
 
 class Origin(_Value):
-    """What made the numbers; ``backend`` is None where each op took the fastest it has."""
+    """What made the numbers; ``backend`` is the fastest that ours was allowed."""
 
     created: str
     command: str | None

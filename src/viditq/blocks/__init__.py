@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from viditq.ops import DEFAULT_BACKEND
+
 __all__ = ["fuse_", "is_faster", "unfuse_"]
 
 
@@ -47,9 +49,9 @@ def unfuse_(model: nn.Module) -> int:
 
 
 def is_faster(device: torch.device | str) -> bool:
-    """Whether fused blocks gain time on ``device``.
+    """Whether fused blocks gain time on ``device``: where ops run kernels of their own.
 
-    On the CPU ops run their definitions, which nothing makes faster, and results stay those of the
+    Where they run their definitions, nothing makes those faster, and results stay those of the
     layers, bit by bit.
     """
-    return torch.device(device).type == "cuda"
+    return torch.device(device).type == "cuda" and DEFAULT_BACKEND != "reference"

@@ -39,7 +39,7 @@ Variants = Annotated[
 ]
 Backend = Annotated[
     Literal["hopper", "triton", "reference"] | None,
-    typer.Option(help="Implementation of viditq's ops on CUDA; by default each op's fastest."),
+    typer.Option(help="Implementation of viditq's ops on CUDA; by default the fastest here."),
 ]
 Budget = Annotated[
     float, typer.Option(min=0.1, metavar="S", help="Seconds for each measurement's repetitions.")

@@ -17,11 +17,13 @@ from viditq.ops.norm_quantize import norm_quantize
 from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
 from viditq.ops.quantize_rows import quantize_rows
 from viditq.ops.quantize_tensor import quantize_tensor
-from viditq.ops.registration import BACKENDS, use_backend
+from viditq.ops.registration import BACKENDS, DEFAULT_BACKEND, fastest_backend, use_backend
 
 __all__ = [
     "BACKENDS",
+    "DEFAULT_BACKEND",
     "block_hadamard",
+    "fastest_backend",
     "gelu_quantize",
     "int4_linear",
     "int8_linear",

@@ -1,9 +1,9 @@
 """Making a function an operator of torch, with one implementation for each kind of device.
 
 The reference runs on every device that has nothing faster, and under every dispatch mode; the
-shape function is what ``torch.compile`` and the meta device use. On CUDA the op runs its Triton
+shape function is what ``torch.compile`` and the meta device use. On CUDA an op can run its Triton
 kernel, or the one written for Hopper where the chip is one and the kernel takes the arguments (each
-op's ``triton`` and ``hopper`` module). These are imported when the op first runs there.
+op's ``triton`` and ``hopper`` module). These are imported when the op first runs them.
 
 Defined through the library interface rather than ``torch.library.custom_op``, whose per-call checks
 cost as much as a small layer.
@@ -21,10 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BACKENDS", "register_op", "use_backend"]
+__all__ = ["BACKENDS", "DEFAULT_BACKEND", "fastest_backend", "register_op", "use_backend"]
 
 BACKENDS = ("hopper", "triton", "reference")
-"""From the fastest to the slowest; the first that can run does."""
+"""From the fastest to the slowest; of those from the chosen one on, the first that can run does."""
+
+DEFAULT_BACKEND = "reference"
+"""Kernels run only where :func:`use_backend` asks: they compile, and give the right numbers in
+Triton's interpreter, but have not been run on a GPU yet."""
 
 _LIBRARY = torch.library.Library("viditq", "DEF")
 _LOG = logging.getLogger("viditq")
@@ -71,9 +75,16 @@ def register_op(
     return getattr(torch.ops.viditq, name).default
 
 
+def fastest_backend(device: torch.device) -> str:
+    """The first of :data:`BACKENDS` that can run on ``device``."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return "reference"
+    return "hopper" if torch.cuda.get_device_capability(device)[0] == 9 else "triton"
+
+
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Run ops on CUDA with one backend of :data:`BACKENDS` only, to test or time it.
+    """Run ops on CUDA with one backend of :data:`BACKENDS`, to use, test or time it.
 
     An op that has no such kernel takes the next slower backend; a chip or machine that cannot run
     the backend at all is a :class:`RuntimeError` when an op runs.
@@ -94,22 +105,10 @@ def _candidates(device: torch.device, kernels: str) -> tuple[str, ...]:
 @cache
 def _usable(device: torch.device, kernels: str, forced: str | None) -> tuple[str, ...]:
     """The backends to try for the ops in ``kernels``, in order."""
-    able = {"reference"}
-    reason = "Triton is not installed"
-    if find_spec("triton") is not None:
-        able.add("triton")
-        major, minor = torch.cuda.get_device_capability(device)
-        reason = f"the chip is sm_{major}{minor}"
-        if major == 9:
-            able.add("hopper")
-    if forced is not None:
-        if forced not in able:
-            raise RuntimeError(f"the {forced} backend cannot run on {device}: {reason}")
-        able = set(BACKENDS[BACKENDS.index(forced) :])
-    order = tuple(b for b in BACKENDS if b in able and (b != "hopper" or _has_hopper(kernels)))
+    able = BACKENDS[BACKENDS.index(fastest_backend(device)) :]
+    if forced is not None and forced not in able:
+        raise RuntimeError(f"{device} cannot run the {forced} backend, only {', '.join(able)}.")
+    able = [b for b in able if BACKENDS.index(b) >= BACKENDS.index(forced or DEFAULT_BACKEND)]
+    order = tuple(b for b in able if b != "hopper" or find_spec(f"{kernels}.hopper") is not None)
     _LOG.info("%s on %s: %s", kernels, device, ", else ".join(order))
     return order
-
-
-def _has_hopper(kernels: str) -> bool:
-    return find_spec(f"{kernels}.hopper") is not None
