@@ -23,8 +23,9 @@ from viditq.bench.peer import quantize_peer_
 from viditq.bench.record import CannotRun, guarded
 from viditq.bench.results import ProductRow
 from viditq.bench.timing import clear_memory, compiling, measure, peak_memory
-from viditq.formats import INT8
+from viditq.formats import INT4, INT8
 from viditq.ops.int8_linear import reference
+from viditq.ops.quantize_rows.reference import quantize_rows
 from viditq.quantizers import minmax_scale, round_nearest
 
 __all__ = [
@@ -133,28 +134,24 @@ class _Operands:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
 
-        def codes(largest: int, *shape: int) -> Tensor:
-            return torch.randint(
-                -largest, largest + 1, shape, generator=generator, device=device, dtype=torch.int8
-            )
-
-        def scale(size: int) -> Tensor:
-            return torch.rand(size, generator=generator, device=device) * 0.02 + 0.001
-
         self.product, self.device = product, device
         self.x, self.weight, self.bias = normal(m, k), normal(n, k) * 0.02, normal(n) * 0.02
-        self.x_codes, self.x_scale = codes(127, m, k), scale(m)
-        self.weight_codes, self.scale = codes(127, n, k), scale(n)
-        self.small_codes = codes(7, n, k)
+        # Codes as they are in a model, bell-shaped: what a chip draws, and so its clock, depends on
+        # how many bits change, and uniform ones would change more than those of the fp8 peer.
+        self.x_codes, self.x_scale = quantize_rows(self.x, None, 0, 8)
+        weight = self.weight.float()
+        self.scale, self.small_scale = minmax_scale(weight, INT8), minmax_scale(weight, INT4)
+        self.weight_codes = round_nearest(weight, self.scale, INT8)
+        self.small_codes = round_nearest(weight, self.small_scale, INT4)
         self.rows = torch.linspace(0, m - 1, min(m, CHECKED_ROWS), device=device).long()
 
-    def integer_check(self, weight_codes: Tensor, y: Tensor) -> str:
+    def integer_check(self, weight_codes: Tensor, scale: Tensor, y: Tensor) -> str:
         """``y`` (M, N) of codes times codes, scaled, with bias, against fp64 and torch's fp32."""
         x, x_scale = self.x_codes[self.rows], self.x_scale[self.rows]
         exact = x.double() @ weight_codes.double().T
-        exact = exact * x_scale.double()[:, None] * self.scale.double() + self.bias.double()
+        exact = exact * x_scale.double()[:, None] * scale.double() + self.bias.double()
         torchs = reference.int8_linear(
-            x, x_scale, weight_codes, self.scale, self.bias, None, None, torch.bfloat16
+            x, x_scale, weight_codes, scale, self.bias, None, None, torch.bfloat16
         )
         return within_twice(y[self.rows], torchs, exact)
 
@@ -173,15 +170,17 @@ def _int8(o: _Operands) -> _Candidate:
         lambda: ops.int8_linear(
             o.x_codes, o.x_scale, o.weight_codes, o.scale, o.bias, torch.bfloat16
         ),
-        partial(o.integer_check, o.weight_codes),
+        partial(o.integer_check, o.weight_codes, o.scale),
     )
 
 
 def _int4(o: _Operands) -> _Candidate:
     packed = ops.pack_int4(o.small_codes)
     return _Candidate(
-        lambda: ops.int4_linear(o.x_codes, o.x_scale, packed, o.scale, o.bias, torch.bfloat16),
-        partial(o.integer_check, o.small_codes),
+        lambda: ops.int4_linear(
+            o.x_codes, o.x_scale, packed, o.small_scale, o.bias, torch.bfloat16
+        ),
+        partial(o.integer_check, o.small_codes, o.small_scale),
     )
 
 
