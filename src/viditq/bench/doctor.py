@@ -25,6 +25,7 @@ from viditq.bench.tables import NOTHING, TextTable
 from viditq.bench.timing import clear_memory, measure
 from viditq.errors import PipelineError
 from viditq.models import LayerInfo, adapter_for
+from viditq.ops import fastest_backend, use_backend
 from viditq.pipelines.sources import TRANSFORMER, read_index, resolve, resolve_device
 from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
@@ -251,9 +252,10 @@ def measure_shape(
         linear = nn.Linear(shape.k, shape.n, device=device, dtype=torch.bfloat16)
         x = torch.randn(shape.m, shape.k, device=device, dtype=torch.bfloat16)
         quantized = quantized_at_random(linear, plan, amax=x.abs().amax().float())
-        near(quantized(x), linear(x), LARGEST_ERROR)
         bf16 = measure(lambda: F.linear(x, linear.weight, linear.bias), device, BUDGET_S).median_ms
-        ours = measure(lambda: quantized(x), device, BUDGET_S).median_ms
+        with use_backend(fastest_backend(device)):
+            near(quantized(x), linear(x), LARGEST_ERROR)
+            ours = measure(lambda: quantized(x), device, BUDGET_S).median_ms
     except Exception as error:
         return shape.model_copy(update={"verdict": "bf16", "reason": explain(error)})
     reason = None if ours < bf16 else obstacle or _why_slower(shape)
