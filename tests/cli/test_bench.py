@@ -53,7 +53,7 @@ def test_ops(viditq, tmp_path):
     assert "compared on a GPU only" in result.stdout
     told = json.loads(file.read_text("utf-8"))
     assert told["kind"] == "ops"
-    assert told["origin"]["command"].startswith("viditq ")
+    assert told["origin"]["command"].startswith("viditq")
     assert {"torch", "triton"} <= set(told["origin"]["versions"])
 
 
