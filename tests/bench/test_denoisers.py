@@ -1,5 +1,7 @@
 """Blocks and denoisers of small models: what can run is timed, what cannot says why."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -51,11 +53,16 @@ def test_a_model_without_adapter():
     assert quantized.skipped == "no adapter for CogVideoXTransformer3DModel"
 
 
-@pytest.mark.parametrize("variant", ["w8a8-fused", "torchao-int8-compiled"])
-def test_what_is_not_here_has_a_reason(variant, monkeypatch):
-    monkeypatch.setattr("viditq.bench.variants._has_blocks", lambda: False)
-    [row] = run("denoisers", "small-pixart", [variant])
-    assert row.skipped in ("viditq has no fused blocks", "torchao is not installed")
+@pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is here")
+def test_what_is_not_here_has_a_reason():
+    [row] = run("denoisers", "small-pixart", ["torchao-int8-compiled"])
+    assert row.skipped == "torchao is not installed"
+
+
+def test_a_model_without_fused_blocks_has_a_reason(monkeypatch):
+    monkeypatch.setattr("viditq.bench.variants.fuse_", lambda model: 0)
+    [row] = run("denoisers", "small-pixart", ["w8a8-fused"])
+    assert row.skipped == "no block of PixArtTransformer2DModel has a fused form"
 
 
 def test_a_wrong_layer_has_no_speed(monkeypatch):

@@ -218,3 +218,12 @@ def test_bad_input_is_refused_before_any_sample(pixart, latte, tmp_path, judge, 
     assert calls == []
     assert not (tmp_path / "out").exists()
     assert not partial_folder(tmp_path / "out").exists()
+
+
+def test_samples_are_made_without_tf32_and_the_setting_is_given_back(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with pytest.raises(KeyError), sampling.full_fp32():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        raise KeyError
+    assert torch.backends.cudnn.allow_tf32

@@ -96,14 +96,14 @@ def row_kernels() -> Iterator[Case]:
 
 def product_kernels() -> Iterator[Case]:
     from viditq.ops.int4_linear.triton import BYTES, unpack_kernel
-    from viditq.ops.int8_linear import hopper, triton
+    from viditq.ops.int8_linear import hopper, tiles, triton
 
     sizes = dict.fromkeys(("M", "N", "K", "gate_rows", "gate_stride"), "i32")
     scales = {"x_scale": "*fp32", "scale": "*fp32", "bias": "*bf16", "out": "*bf16"}
     for fused in (False, True):
         follows = dict.fromkeys(("gate", "residual"), "*bf16" if fused else None)
         name = "with gate and residual" if fused else "plain"
-        for tile in triton.TILES[1 if fused else 0 :]:
+        for tile in tiles.TILES[1 if fused else 0 :]:
             rows, columns, warps, stages = tile
             given = {"x": "*i8", "weight": "*i8", **scales, **follows, **sizes}
             given |= {"ONE_SCALE": False, "HAS_BIAS": True, "WHOLE_K": True, "GROUP": triton.GROUP}
@@ -121,7 +121,7 @@ def product_kernels() -> Iterator[Case]:
                     {"stack_bytes": 0},
                     {"tensor_core": 2, "wgmma": wgmma, "loads_of_16_bytes": 1},
                 )
-        for widths in hopper.WIDTHS:
+        for widths in tiles.HOPPER_WIDTHS:
             blocks = zip(("x", "first", "second"), (hopper.BLOCK_M, *widths), strict=True)
             given = {key: _descriptor(hopper, rows) for key, rows in blocks}
             given |= {**scales, **follows, **sizes, "wide": "i32", "narrow": "i32"}

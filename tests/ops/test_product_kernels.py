@@ -66,6 +66,18 @@ class TestInterpreted:
         assert_close(y, given)
         assert torch.equal(kernel(*given), y)
 
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_a_gate_that_is_a_view(self, transposed):
+        """One of six vectors of a modulation, or any other stride."""
+        from viditq.ops.int8_linear.triton import int8_linear as kernel
+
+        *given, gate, residual, dtype = arguments(6, 20, 64)
+        view = torch.empty(20, 3).T if transposed else torch.empty(3, 6, 20)[:, 2]
+        view.copy_(gate[0] + torch.arange(3)[:, None])
+        assert torch.equal(
+            kernel(*given, view, residual, dtype), kernel(*given, view.clone(), residual, dtype)
+        )
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_results(self, dtype):
         from viditq.ops.int8_linear.triton import int8_linear as kernel
@@ -92,11 +104,11 @@ class TestInterpreted:
 @pytest.mark.parametrize("m", [65, 600, 8192, 32760])
 def test_tiles_cover_the_result(m, n, processors):
     """Whole tiles and halves of those that are left make up all tiles, and never cost more."""
-    from viditq.ops.int8_linear.hopper import BLOCK_M, WIDTHS, share_out
+    from viditq.ops.int8_linear.tiles import HOPPER_ROWS, HOPPER_WIDTHS, share_out
 
     widths, whole, halves = share_out(m, n, processors)
-    tiles = -(-m // BLOCK_M) * -(-n // sum(widths))
-    assert widths in WIDTHS
+    tiles = -(-m // HOPPER_ROWS) * -(-n // sum(widths))
+    assert widths in HOPPER_WIDTHS
     assert whole + halves / 2 == tiles
     assert halves == 0 or (widths[0] == widths[1] and whole % processors == 0)
 

@@ -1,9 +1,7 @@
 """The ways a model is run: float, ours in several forms, and a peer's."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from viditq.bench.peer import quantize_peer_
 from viditq.bench.random_models import block_linears, quantize_random_
 from viditq.bench.record import CannotRun
+from viditq.blocks import fuse_
 from viditq.errors import InputError
 from viditq.nn import QuantLinear
 from viditq.plan import LayerPlan
@@ -96,7 +95,7 @@ def prepare_(
             raise CannotRun(f"no adapter for {type(model).__name__}")
         quantize_random_(model, variant.plan, amax)
         size = sum(m.size_bytes for m in model.modules() if isinstance(m, QuantLinear))
-    if variant.fused and not _fuse()(model):
+    if variant.fused and not fuse_(model):
         raise CannotRun(f"no block of {type(model).__name__} has a fused form")
     if variant.peer is not None:
         size = None
@@ -112,18 +111,6 @@ def compile_blocks_(model: nn.Module, lists: Sequence[str]) -> None:
     for name in lists:
         for block in model.get_submodule(name).children():
             block.compile(dynamic=False)
-
-
-def _fuse() -> Callable[[nn.Module], int]:
-    """``viditq.blocks.fuse_``, which fuses blocks in place and says how many."""
-    fuse = getattr(import_module("viditq.blocks"), "fuse_", None) if _has_blocks() else None
-    if fuse is None:
-        raise CannotRun("viditq has no fused blocks")
-    return fuse
-
-
-def _has_blocks() -> bool:
-    return find_spec("viditq.blocks") is not None
 
 
 def _quantize_peer_(model: nn.Module, kind: str, lists: Sequence[str]) -> None:

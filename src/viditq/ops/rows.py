@@ -29,13 +29,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from viditq.ops.launch import multiprocessors
 from viditq.ops.quantize_rows import reference
 
 __all__ = [
     "Part",
     "Tiling",
     "clear_padding",
-    "dense",
     "empty_result",
     "load_part",
     "load_row",
@@ -177,11 +177,6 @@ def takes(x: Tensor, features: int, hadamard: int) -> bool:
     return x.dtype in FLOATS and x.numel() > 0 and rotates
 
 
-def dense(tensor: Tensor) -> Tensor:
-    """The same values with neighbours in the last dimension side by side; rows may have gaps."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def empty_result(x: Tensor, features: int) -> tuple[Tensor, Tensor]:
     """Codes (M, features) int8 and scale (M,) fp32 to be written."""
     codes = x.new_empty(x.shape[0], features, dtype=torch.int8)
@@ -190,15 +185,8 @@ def empty_result(x: Tensor, features: int) -> tuple[Tensor, Tensor]:
 
 def programs(x: Tensor, tile: Tiling, groups: int = 1) -> int:
     """How many programs share each of the ``groups`` that the rows of ``x`` are in."""
-    resident = _multiprocessors(x.device) * tile.residents
+    resident = multiprocessors(x.device) * tile.residents
     return min(x.shape[0] // groups, math.ceil(resident / groups))
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit

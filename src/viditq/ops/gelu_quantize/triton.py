@@ -1,7 +1,4 @@
 """``gelu_quantize`` in one pass over the input; how, is in :mod:`viditq.ops.rows`."""
-# What triton.jit decorates is Triton's language; pyright takes it for Python.
-# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
-# pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import torch
 import triton
@@ -9,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from viditq.ops.gelu_quantize import reference
+from viditq.ops.launch import dense
 from viditq.ops.rows import (
-    dense,
     empty_result,
     load_row,
     programs,

@@ -45,7 +45,10 @@ def int4_linear(
     codes = torch.empty(len(weight), 2 * weight.shape[1], dtype=torch.int8, device=x.device)
     total = weight.numel()
     if total:
-        unpack_kernel[(triton.cdiv(total, BYTES),)](weight.contiguous(), codes, total, BYTES=BYTES)
+        with torch.cuda.device_of(weight):
+            unpack_kernel[(triton.cdiv(total, BYTES),)](
+                weight.contiguous(), codes, total, BYTES=BYTES
+            )
     # An odd number of features leaves a column of padding.
     codes = codes[:, :features].contiguous()
     return product(x, x_scale, codes, scale, bias, dtype, gate=gate, residual=residual)

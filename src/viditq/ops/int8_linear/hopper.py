@@ -37,19 +37,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from viditq.ops.int8_linear.triton import processors
+from viditq.ops.int8_linear.tiles import HOPPER_ROWS, share_out
+from viditq.ops.launch import dense, multiprocessors
 
-__all__ = ["WIDTHS", "int8_linear", "int8_linear_kernel", "layout", "share_out", "takes"]
+__all__ = ["int8_linear", "int8_linear_kernel", "layout", "takes"]
 
-BLOCK_M = 128
+BLOCK_M = HOPPER_ROWS
 BLOCK_K = 128
 STAGES = 4
 SKEW = 2
 GROUP = 8
 """Tile rows that are walked down together before the next column of tiles."""
-
-WIDTHS = ((128, 128), (128, 64))
-"""Columns of the first and second half of a tile."""
 
 
 @gluon.jit
@@ -407,28 +405,6 @@ def _descriptor(codes: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(codes, codes.shape, codes.stride(), [rows, BLOCK_K], layout(rows))
 
 
-@cache
-def share_out(m: int, n: int, processors: int) -> tuple[tuple[int, int], int, int]:
-    """Widths of a tile's halves, number of whole tiles and of half tiles for an (m, n) result.
-
-    Counted in columns times rounds, a round being one tile on each multiprocessor. Half tiles load
-    more for their work and hide no epilogue: a quarter is added to them.
-    """
-    choices = []
-    for widths in WIDTHS:
-        tiles = -(-m // BLOCK_M) * -(-n // sum(widths))
-        splits = {tiles}
-        if widths[0] == widths[1]:
-            splits.add(tiles - tiles % processors)
-        for whole in splits:
-            halves = 2 * (tiles - whole)
-            time = (
-                -(-whole // processors) * sum(widths) + -(-halves // processors) * 1.25 * widths[0]
-            )
-            choices.append((time, widths, whole, halves))
-    return min(choices)[1:]
-
-
 def takes(
     x: Tensor,
     x_scale: Tensor,  # noqa: ARG001
@@ -465,32 +441,34 @@ def int8_linear(
     """Shapes as in :func:`viditq.ops.int8_linear` -> (M, N) ``dtype``; see :func:`takes`."""
     m, k = x.shape
     n = weight.shape[0]
+    gate = None if gate is None else dense(gate)
     out = torch.empty(m, n, dtype=dtype, device=x.device)
-    programs = processors(x.device)
+    programs = multiprocessors(x.device)
     widths, whole, halves = share_out(m, n, programs)
     gate_rows = m if gate is None else m // len(gate)
-    int8_linear_kernel[(min(programs, max(whole, halves)),)](
-        _descriptor(x, BLOCK_M),
-        _descriptor(weight, widths[0]),
-        _descriptor(weight, widths[1]),
-        x_scale.contiguous(),
-        scale.contiguous(),
-        bias if bias is None else bias.contiguous(),
-        gate if gate is None or gate.stride(1) == 1 else gate.contiguous(),
-        residual if residual is None else residual.contiguous(),
-        out,
-        m,
-        n,
-        k,
-        gate_rows,
-        n if gate is None else gate.stride(0),
-        whole,
-        halves,
-        ONE_SCALE=x_scale.ndim == 0,
-        ONE_GATE=gate is not None and (gate_rows == m or gate_rows % BLOCK_M == 0),
-        STAGES=STAGES,
-        SKEW=SKEW,
-        GROUP=GROUP,
-        num_warps=8,
-    )
+    with torch.cuda.device_of(x):
+        int8_linear_kernel[(min(programs, max(whole, halves)),)](
+            _descriptor(x, BLOCK_M),
+            _descriptor(weight, widths[0]),
+            _descriptor(weight, widths[1]),
+            x_scale.contiguous(),
+            scale.contiguous(),
+            bias if bias is None else bias.contiguous(),
+            gate,
+            residual if residual is None else residual.contiguous(),
+            out,
+            m,
+            n,
+            k,
+            gate_rows,
+            n if gate is None else gate.stride(0),
+            whole,
+            halves,
+            ONE_SCALE=x_scale.ndim == 0,
+            ONE_GATE=gate is not None and (gate_rows == m or gate_rows % BLOCK_M == 0),
+            STAGES=STAGES,
+            SKEW=SKEW,
+            GROUP=GROUP,
+            num_warps=8,
+        )
     return out

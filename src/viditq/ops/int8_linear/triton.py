@@ -5,22 +5,18 @@ bias, gate and residual in fp32, and one rounding to the result's dtype. Tiles a
 those running at the same time share rows of ``x`` and ``weight`` in L2. Any M, N and K: edges are
 masked, nothing is padded or copied. The sum is exact, so a result never depends on the tile's size.
 
-The tile is chosen from a short list by counting how many rounds the chip needs; nothing is tuned at
-run time. It declines to hide its epilogue and to unpack; see ``hopper`` and ``int4_linear``.
+It declines to hide its epilogue and to unpack; see ``hopper`` and ``int4_linear``.
 """
-
-from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["TILES", "choose_tile", "int8_linear", "int8_linear_kernel", "processors"]
+from viditq.ops.int8_linear.tiles import choose_tile
+from viditq.ops.launch import dense, multiprocessors
 
-TILES = ((128, 256, 8, 3), (128, 128, 8, 3), (128, 64, 4, 4), (64, 64, 4, 4), (16, 64, 4, 4))
-"""(rows, columns, warps, stages) of a tile, from the most to the least work per byte loaded. The
-first leaves no registers for a gate or residual."""
+__all__ = ["int8_linear", "int8_linear_kernel"]
 
 BLOCK_K = 128
 GROUP = 8
@@ -94,23 +90,6 @@ def int8_linear_kernel(
     tl.store(out + offsets, y.to(out.dtype.element_ty), mask=mask)
 
 
-@cache
-def choose_tile(m: int, n: int, processors: int, plain: bool) -> tuple[int, int, int, int]:
-    """The tile of :data:`TILES` that needs the least time for (m, n) on so many multiprocessors.
-
-    ``plain`` says that neither a gate nor a residual follows.
-
-    The time of a round grows with the tile's area, and per area with the bytes that it loads.
-    """
-
-    def time(tile: tuple[int, int, int, int]) -> float:
-        rows, columns = tile[:2]
-        rounds = -(-(-(-m // rows) * -(-n // columns)) // processors)
-        return rounds * (rows * columns + 48 * (rows + columns))
-
-    return min(TILES if plain else TILES[1:], key=time)
-
-
 def int8_linear(
     x: Tensor,
     x_scale: Tensor,
@@ -124,43 +103,37 @@ def int8_linear(
     """Shapes as in :func:`viditq.ops.int8_linear` -> (M, N) ``dtype``."""
     m, k = x.shape
     n = weight.shape[0]
+    gate = None if gate is None else dense(gate)
     out = torch.empty(m, n, dtype=dtype, device=x.device)
     if out.numel() == 0:
         return out
     plain = gate is None and residual is None
-    rows, columns, warps, stages = choose_tile(m, n, processors(x.device), plain)
-    int8_linear_kernel[(triton.cdiv(m, rows) * triton.cdiv(n, columns),)](
-        x.contiguous(),
-        x_scale.contiguous(),
-        weight.contiguous(),
-        scale.contiguous(),
-        bias if bias is None else bias.contiguous(),
-        gate if gate is None or gate.stride(1) == 1 else gate.contiguous(),
-        residual if residual is None else residual.contiguous(),
-        out,
-        m,
-        n,
-        k,
-        1 if gate is None else m // len(gate),
-        0 if gate is None else gate.stride(0),
-        ONE_SCALE=x_scale.ndim == 0,
-        HAS_BIAS=bias is not None,
-        HAS_GATE=gate is not None,
-        HAS_RESIDUAL=residual is not None,
-        WHOLE_K=k % BLOCK_K == 0,
-        BLOCK_M=rows,
-        BLOCK_N=columns,
-        BLOCK_K=BLOCK_K,
-        GROUP=GROUP,
-        num_warps=warps,
-        num_stages=stages,
-    )
+    rows, columns, warps, stages = choose_tile(m, n, multiprocessors(x.device), plain)
+    with torch.cuda.device_of(x):
+        int8_linear_kernel[(triton.cdiv(m, rows) * triton.cdiv(n, columns),)](
+            x.contiguous(),
+            x_scale.contiguous(),
+            weight.contiguous(),
+            scale.contiguous(),
+            bias if bias is None else bias.contiguous(),
+            gate,
+            residual if residual is None else residual.contiguous(),
+            out,
+            m,
+            n,
+            k,
+            1 if gate is None else m // len(gate),
+            0 if gate is None else gate.stride(0),
+            ONE_SCALE=x_scale.ndim == 0,
+            HAS_BIAS=bias is not None,
+            HAS_GATE=gate is not None,
+            HAS_RESIDUAL=residual is not None,
+            WHOLE_K=k % BLOCK_K == 0,
+            BLOCK_M=rows,
+            BLOCK_N=columns,
+            BLOCK_K=BLOCK_K,
+            GROUP=GROUP,
+            num_warps=warps,
+            num_stages=stages,
+        )
     return out
-
-
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a CUDA device; of the interpreter's, one."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -3,9 +3,6 @@
 A program keeps to rows of one batch. Whatever is the same for all of them, the norm's weight and
 bias, the modulation and ``1/smooth``, it combines into one factor and one offset per channel first.
 """
-# What triton.jit decorates is Triton's language; pyright takes it for Python.
-# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
-# pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import math
 
@@ -14,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from viditq.ops.launch import dense
 from viditq.ops.norm_quantize import reference
 from viditq.ops.rows import (
     clear_padding,
-    dense,
     empty_result,
     load_part,
     load_row,

@@ -1,16 +1,13 @@
 """``quantize_rows`` in one pass over the input; how, is in :mod:`viditq.ops.rows`."""
-# What triton.jit decorates is Triton's language; pyright takes it for Python.
-# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
-# pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from viditq.ops.launch import dense
 from viditq.ops.quantize_rows import reference
 from viditq.ops.rows import (
-    dense,
     empty_result,
     load_row,
     programs,

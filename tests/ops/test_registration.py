@@ -1,0 +1,53 @@
+"""Which implementation of an op runs: chosen by the chip, or asked for."""
+
+import pytest
+import torch
+
+from viditq.ops import BACKENDS, fastest_backend, registration, use_backend
+
+CUDA = torch.device("cuda:0")
+INT8, ROWS = "viditq.ops.int8_linear", "viditq.ops.quantize_rows"
+
+
+@pytest.fixture
+def on_chip(monkeypatch):
+    """A chip of this compute capability, as far as the choice can tell."""
+    pytest.importorskip("triton")
+
+    def pretend(*capability):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        registration._usable.cache_clear()
+
+    yield pretend
+    registration._usable.cache_clear()
+
+
+def test_the_fastest_there(on_chip):
+    assert fastest_backend(torch.device("cpu")) == "reference"
+    on_chip(9, 0)
+    assert fastest_backend(CUDA) == "hopper"
+    on_chip(8, 6)
+    assert fastest_backend(CUDA) == "triton"
+
+
+def test_what_is_asked_for_and_all_slower(on_chip):
+    on_chip(9, 0)
+    with use_backend("hopper"):
+        assert registration._candidates(CUDA, INT8) == BACKENDS
+        assert registration._candidates(CUDA, ROWS) == ("triton", "reference")  # has no other
+    with use_backend("reference"):
+        assert registration._candidates(CUDA, INT8) == ("reference",)
+    with use_backend("triton"):
+        assert registration._candidates(CUDA, INT8) == ("triton", "reference")
+
+
+def test_what_the_chip_cannot_run(on_chip):
+    on_chip(8, 0)
+    wanted = "cuda:0 cannot run the hopper backend, only triton, reference"
+    with use_backend("hopper"), pytest.raises(RuntimeError, match=wanted):
+        registration._candidates(CUDA, INT8)
+
+
+def test_no_such_backend():
+    with pytest.raises(ValueError, match="hopper, triton, reference, not 'cutlass'"):
+        use_backend("cutlass").__enter__()
