@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from checks import refuses
+from viditq.bench.record import collect
 from viditq.bench.results import BenchResult, ModelRow, Origin, ProductRow, RowOpRow, Timing
 from viditq.errors import InputError
 
@@ -46,3 +47,14 @@ def test_other_files(tmp_path):
     (tmp_path / "a.json").write_text('{"kind": "races"}')
     with refuses(InputError, "a.json", "kind"):
         BenchResult.load(tmp_path / "a.json")
+
+
+def test_a_place_that_cannot_be_written_costs_no_measurement(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def rows():
+        pytest.fail("measured before the file was tried")
+        yield
+
+    with pytest.raises(OSError):
+        collect("ops", rows(), ORIGIN, file=tmp_path / "file" / "ops.json")

@@ -41,8 +41,13 @@ def collect(
     copy_bytes_per_s: float | None = None,
     file: str | Path | None = None,
 ) -> BenchResult:
-    """Take rows while they are measured; after each one ``file``, if given, is written again."""
+    """Take rows while they are measured; after each one ``file``, if given, is written again.
+
+    It is written once before, so that a place that cannot be written costs no measurement.
+    """
     result = BenchResult(kind=kind, origin=made_by, copy_bytes_per_s=copy_bytes_per_s)
+    if file is not None:
+        result.save(file)
     for row in rows:
         result = result.model_copy(update={"rows": (*result.rows, row)})
         if file is not None:
