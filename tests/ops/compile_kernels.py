@@ -21,6 +21,7 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from viditq.ops.rows import tiling
@@ -96,7 +97,7 @@ def row_kernels() -> Iterator[Case]:
 
 def product_kernels() -> Iterator[Case]:
     from viditq.ops.int4_linear.triton import BYTES, unpack_kernel
-    from viditq.ops.int8_linear import hopper, tiles, triton
+    from viditq.ops.int8_linear import tiles, triton
 
     sizes = dict.fromkeys(("M", "N", "K", "gate_rows", "gate_stride"), "i32")
     scales = {"x_scale": "*fp32", "scale": "*fp32", "bias": "*bf16", "out": "*bf16"}
@@ -106,8 +107,7 @@ def product_kernels() -> Iterator[Case]:
         for tile in tiles.TILES[1 if fused else 0 :]:
             rows, columns, warps, stages = tile
             given = {"x": "*i8", "weight": "*i8", **scales, **follows, **sizes}
-            given |= {"ONE_SCALE": False, "HAS_BIAS": True, "WHOLE_K": True, "GROUP": triton.GROUP}
-            given |= {"HAS_GATE": fused, "HAS_RESIDUAL": fused}
+            given |= {"ONE_SCALE": False, "WHOLE_K": True, "GROUP": triton.GROUP}
             given |= {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": triton.BLOCK_K}
             for chip in (80, 90) if rows == columns else (90,):
                 # wgmma multiplies 64 rows or more.
@@ -122,21 +122,7 @@ def product_kernels() -> Iterator[Case]:
                     {"tensor_core": 2, "wgmma": wgmma, "loads_of_16_bytes": 1},
                 )
         for widths in tiles.HOPPER_WIDTHS:
-            blocks = zip(("x", "first", "second"), (hopper.BLOCK_M, *widths), strict=True)
-            given = {key: _descriptor(hopper, rows) for key, rows in blocks}
-            given |= {**scales, **follows, **sizes, "wide": "i32", "narrow": "i32"}
-            given |= {"ONE_SCALE": False, "ONE_GATE": fused, "GROUP": hopper.GROUP}
-            given |= {"STAGES": hopper.STAGES, "SKEW": hopper.SKEW}
-            yield Case(
-                f"int8_linear hopper {widths[0]}+{widths[1]} {name}",
-                hopper.int8_linear_kernel,
-                given,
-                {"num_warps": 8},
-                (90,),
-                # What the epilogue spills with a residual, it spills once in a tile.
-                {"stack_bytes": 400 if fused else 0, "serialized": 0},
-                {"wgmma": 16},
-            )
+            yield _hopper_case(widths, fused, name)
     yield Case(
         "unpack int4",
         unpack_kernel,
@@ -146,8 +132,32 @@ def product_kernels() -> Iterator[Case]:
     )
 
 
-def _descriptor(hopper: Any, rows: int) -> str:
-    return f"tensordesc<i8[{rows},{hopper.BLOCK_K}],{hopper.layout(rows)!r}>"
+def _hopper_case(widths: tuple[int, int], fused: bool, name: str) -> Case:
+    from viditq.ops.int8_linear import hopper
+
+    def box(kind: str, rows: int, columns: int) -> str:
+        layout = hopper.layout(rows, columns, gl.int8 if kind == "i8" else gl.bfloat16)
+        return f"tensordesc<{kind}[{rows},{columns}],{layout!r}>"
+
+    block_k, stages, skew = hopper.schedule(widths, fused)
+    given = {"x": box("i8", hopper.BLOCK_M, block_k)}
+    for half, width in zip(("first", "second"), widths, strict=True):
+        given[half] = box("i8", width, block_k)
+        given[f"{half}_out"] = box("bf16", hopper.BLOCK_M, width)
+        given[f"{half}_residual"] = given[f"{half}_out"] if fused else None
+    given |= {"x_scale": "*fp32", "scale": "*fp32", "bias": "*bf16"}
+    given |= {"gate": "*bf16" if fused else None, "ONE_SCALE": False, "ONE_GATE": fused}
+    given |= dict.fromkeys(("M", "N", "K", "gate_rows", "gate_stride", "wide", "narrow"), "i32")
+    given |= {"STAGES": stages, "SKEW": skew, "GROUP": hopper.GROUP}
+    return Case(
+        f"int8_linear hopper {widths[0]}+{widths[1]} {name}",
+        hopper.int8_linear_kernel,
+        given,
+        {"num_warps": 8},
+        (90,),
+        {"stack_bytes": 0, "serialized": 0, "shared_bytes": 232_448},
+        {"wgmma": 16},
+    )
 
 
 def compiled(case: Case, chip: int) -> Any:

@@ -114,16 +114,23 @@ def test_tiles_cover_the_result(m, n, processors):
 
 
 def test_what_hopper_declines():
-    from viditq.ops.int8_linear.hopper import takes
+    from viditq.ops.int8_linear import hopper
+
+    def takes(x, weight, dtype=torch.bfloat16, residual=None):
+        return hopper.takes(x, None, weight, None, None, None, residual, dtype)
 
     x, weight = torch.zeros(512, 1152, dtype=torch.int8), torch.zeros(48, 1152, dtype=torch.int8)
-    assert takes(x, None, weight)
-    assert not takes(x[:64], None, weight)  # too few rows
-    assert not takes(x[:, :256].contiguous(), None, weight[:, :256].contiguous())  # no overlap
+    assert takes(x, weight)
+    assert not takes(x[:64], weight)  # too few rows
+    assert not takes(x[:, :256].contiguous(), weight[:, :256].contiguous())  # no overlap
     odd = x[:, :1144].contiguous()
-    assert not takes(odd, None, weight[:, :1144].contiguous())  # rows not 16-byte aligned
-    assert not takes(x[:, :1136], None, weight[:, :1136].contiguous())  # not contiguous
-    assert not takes(x.flatten()[8 : 8 + 256 * 1152].view(256, 1152), None, weight)  # misaligned
+    assert not takes(odd, weight[:, :1144].contiguous())  # rows not 16-byte aligned
+    assert not takes(x, weight[:47])  # those of the result neither
+    assert not takes(x[:, :1136], weight[:, :1136].contiguous())  # not contiguous
+    assert not takes(x.flatten()[8 : 8 + 256 * 1152].view(256, 1152), weight)  # misaligned
+    assert not takes(x, weight, torch.float32)  # no room
+    assert takes(x, weight, residual=torch.zeros(512, 48, dtype=torch.bfloat16))
+    assert not takes(x, weight, residual=torch.zeros(512, 48))  # of another type
 
 
 @pytest.mark.gpu

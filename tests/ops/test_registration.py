@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from viditq.ops import BACKENDS, fastest_backend, registration, use_backend
+from viditq.ops import fastest_backend, registration, use_backend
 
 CUDA = torch.device("cuda:0")
 INT8, ROWS = "viditq.ops.int8_linear", "viditq.ops.quantize_rows"
@@ -16,10 +16,10 @@ def on_chip(monkeypatch):
 
     def pretend(*capability):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-        registration._usable.cache_clear()
+        registration._implementations.cache_clear()
 
     yield pretend
-    registration._usable.cache_clear()
+    registration._implementations.cache_clear()
 
 
 def test_the_fastest_there(on_chip):
@@ -32,20 +32,17 @@ def test_the_fastest_there(on_chip):
 
 def test_what_is_asked_for_and_all_slower(on_chip):
     on_chip(9, 0)
-    with use_backend("hopper"):
-        assert registration._candidates(CUDA, INT8) == BACKENDS
-        assert registration._candidates(CUDA, ROWS) == ("triton", "reference")  # has no other
-    with use_backend("reference"):
-        assert registration._candidates(CUDA, INT8) == ("reference",)
-    with use_backend("triton"):
-        assert registration._candidates(CUDA, INT8) == ("triton", "reference")
+    assert registration._order(CUDA, INT8, "hopper") == ("hopper", "triton")
+    assert registration._order(CUDA, ROWS, "hopper") == ("triton",)  # has no other
+    assert registration._order(CUDA, INT8, "triton") == ("triton",)
+    assert registration._order(CUDA, INT8, "reference") == ()
 
 
 def test_what_the_chip_cannot_run(on_chip):
     on_chip(8, 0)
     wanted = "cuda:0 cannot run the hopper backend, only triton, reference"
-    with use_backend("hopper"), pytest.raises(RuntimeError, match=wanted):
-        registration._candidates(CUDA, INT8)
+    with pytest.raises(RuntimeError, match=wanted):
+        registration._order(CUDA, INT8, "hopper")
 
 
 def test_no_such_backend():

@@ -63,12 +63,9 @@ def register_op(
     if kernels is not None:
 
         def on_cuda(x: Tensor, *rest: Any) -> Any:
-            for backend in _candidates(x.device, kernels):
-                if backend == "reference":
-                    break
-                module = import_module(f"{kernels}.{backend}")
-                if backend == "triton" or module.takes(x, *rest):
-                    return getattr(module, name)(x, *rest)
+            for takes, compute in _implementations(x.device, kernels, name, _forced.get()):
+                if takes is None or takes(x, *rest):
+                    return compute(x, *rest)
             return reference(x, *rest)
 
         _LIBRARY.impl(name, on_cuda, "CUDA")
@@ -98,17 +95,22 @@ def use_backend(backend: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def _candidates(device: torch.device, kernels: str) -> tuple[str, ...]:
-    return _usable(device, kernels, _forced.get())
-
-
 @cache
-def _usable(device: torch.device, kernels: str, forced: str | None) -> tuple[str, ...]:
-    """The backends to try for the ops in ``kernels``, in order."""
+def _implementations(
+    device: torch.device, kernels: str, name: str, forced: str | None
+) -> list[tuple[Callable[..., bool] | None, Callable[..., Any]]]:
+    """The kernels to try for an op, in order, each with what says whether it takes arguments."""
+    modules = {b: import_module(f"{kernels}.{b}") for b in _order(device, kernels, forced)}
+    # Triton's kernels take everything.
+    return [(b == "hopper" and m.takes or None, getattr(m, name)) for b, m in modules.items()]
+
+
+def _order(device: torch.device, kernels: str, forced: str | None) -> tuple[str, ...]:
+    """The backends with kernels to try for the ops in ``kernels``, the reference left out."""
     able = BACKENDS[BACKENDS.index(fastest_backend(device)) :]
     if forced is not None and forced not in able:
         raise RuntimeError(f"{device} cannot run the {forced} backend, only {', '.join(able)}.")
     able = [b for b in able if BACKENDS.index(b) >= BACKENDS.index(forced or DEFAULT_BACKEND)]
-    order = tuple(b for b in able if b != "hopper" or find_spec(f"{kernels}.hopper") is not None)
+    order = [b for b in able if b != "hopper" or find_spec(f"{kernels}.hopper") is not None]
     _LOG.info("%s on %s: %s", kernels, device, ", else ".join(order))
-    return order
+    return tuple(order[:-1])

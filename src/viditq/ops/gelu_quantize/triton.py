@@ -1,12 +1,11 @@
 """``gelu_quantize`` in one pass over the input; how, is in :mod:`viditq.ops.rows`."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from viditq.ops.gelu_quantize import reference
-from viditq.ops.launch import dense
+from viditq.ops.launch import dense, launch
 from viditq.ops.rows import (
     empty_result,
     load_row,
@@ -57,10 +56,10 @@ def _activate(x, KIND: tl.constexpr):
 @triton.jit(do_not_specialize=["M"])
 def kernel(
     x,
-    stride,
     smooth,
     codes,
     scale,
+    stride,
     M,
     KIND: tl.constexpr,
     GATED: tl.constexpr,
@@ -91,18 +90,12 @@ def gelu_quantize(
     x, tile = dense(x), tiling(features, hadamard)
     smooth = None if smooth is None else dense(smooth)
     codes, scale = empty_result(x, features)
-    with torch.cuda.device_of(x):
-        kernel[(programs(x, tile),)](
-            x,
-            x.stride(0),
-            smooth,
-            codes,
-            scale,
-            rows,
-            kind,
-            gated,
-            2 ** (bits - 1) - 1,
-            tile,
-            **tile.options,
-        )
+    launch(
+        kernel,
+        programs(x, tile),
+        (x, smooth, codes, scale),
+        (x.stride(0), rows),
+        (kind, gated, 2 ** (bits - 1) - 1, tile),
+        tile.options,
+    )
     return codes, scale

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from viditq.ops.int8_linear import int8_linear as product
+from viditq.ops.launch import launch
 
 __all__ = ["int4_linear", "unpack_kernel"]
 
@@ -45,10 +46,8 @@ def int4_linear(
     codes = torch.empty(len(weight), 2 * weight.shape[1], dtype=torch.int8, device=x.device)
     total = weight.numel()
     if total:
-        with torch.cuda.device_of(weight):
-            unpack_kernel[(triton.cdiv(total, BYTES),)](
-                weight.contiguous(), codes, total, BYTES=BYTES
-            )
+        programs = triton.cdiv(total, BYTES)
+        launch(unpack_kernel, programs, (weight.contiguous(), codes), (total,), (BYTES,), {})
     # An odd number of features leaves a column of padding.
     codes = codes[:, :features].contiguous()
     return product(x, x_scale, codes, scale, bias, dtype, gate=gate, residual=residual)

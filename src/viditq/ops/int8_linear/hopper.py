@@ -22,7 +22,7 @@ the reference. The kernel declines K below 384 or not a multiple of 16, and tens
 address (see :func:`takes`); Triton's kernel takes those.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -38,14 +38,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from viditq.ops.int8_linear.tiles import HOPPER_ROWS, share_out
-from viditq.ops.launch import dense, multiprocessors
+from viditq.ops.launch import contiguous, dense, launch, multiprocessors
 
 __all__ = ["int8_linear", "int8_linear_kernel", "layout", "takes"]
 
 BLOCK_M = HOPPER_ROWS
-BLOCK_K = 128
-STAGES = 4
-SKEW = 2
+LEAST_K = 320
+KINDS = {torch.int8: gl.int8, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 GROUP = 8
 """Tile rows that are walked down together before the next column of tiles."""
 
@@ -146,37 +145,83 @@ def _release(empty, i):
 
 
 @gluon.jit
-def _finish(total, m, n, tensors, shape, ONE_SCALE: gl.constexpr, ONE_GATE: gl.constexpr):
-    """Scale, bias, gate, residual, and the store of one half of a tile at (m, n).
-
-    Stores go from the accumulators' own layout straight to memory: at two bytes per 2·K operations
-    they are too few to be worth a way through shared memory.
-    """
+def _load_vectors(m, n, total, tensors, shape, ONE_SCALE: gl.constexpr, ONE_GATE: gl.constexpr):
+    """Scales, bias and gate of a half at (m, n), as its accumulators ``total`` will want them."""
     M, N, _, gate_rows, gate_stride = shape
-    x_scale, scale, bias, gate, residual, out = tensors
+    x_scale, scale, bias, gate = tensors
     layout: gl.constexpr = total.type.layout
     rows = m + gl.arange(0, total.shape[0], gl.SliceLayout(1, layout))
     columns = n + gl.arange(0, total.shape[1], gl.SliceLayout(0, layout))
     in_m, in_n = rows < M, columns < N
-    y = total.to(gl.float32)
     if ONE_SCALE:
-        y = y * gl.load(x_scale)
+        x_scales = gl.load(x_scale)
     else:
-        y = y * gl.load(x_scale + rows, mask=in_m, other=0.0)[:, None]
-    y = y * gl.load(scale + columns, mask=in_n, other=0.0)[None, :]
+        x_scales = gl.load(x_scale + rows, mask=in_m, other=0.0)
+    scales = gl.load(scale + columns, mask=in_n, other=0.0)
+    biases, gates = scales, scales  # stand in for what there is none of
     if bias is not None:
-        y = y + gl.load(bias + columns, mask=in_n, other=0.0).to(gl.float32)[None, :]
-    mask = in_m[:, None] & in_n[None, :]
+        biases = gl.load(bias + columns, mask=in_n, other=0.0)
     if gate is not None and ONE_GATE:
         at = gate + (m // gate_rows).to(gl.int64) * gate_stride + columns
-        y = y * gl.load(at, mask=in_n, other=0.0).to(gl.float32)[None, :]
+        gates = gl.load(at, mask=in_n, other=0.0)
     elif gate is not None:
         at = (rows // gate_rows).to(gl.int64)[:, None] * gate_stride + columns[None, :]
-        y = y * gl.load(gate + at, mask=mask, other=0.0).to(gl.float32)
-    at = rows.to(gl.int64)[:, None] * N + columns[None, :]
+        gates = gl.load(gate + at, mask=in_m[:, None] & in_n[None, :], other=0.0)
+    return x_scales, scales, biases, gates
+
+
+@gluon.jit
+def _finish(
+    total,
+    m,
+    n,
+    vectors,
+    tensors,
+    out,
+    residual,
+    staging,
+    ready,
+    phase,
+    ONE_SCALE: gl.constexpr,
+    ONE_GATE: gl.constexpr,
+):
+    """Scale, bias, gate, residual, and the store of one half of a tile at (m, n).
+
+    The way to memory leads through shared memory: from the accumulators' own layout a warp would
+    store 16 bytes to each of eight rows at a time, which takes longer than the products do.
+    """
+    x_scales, scales, biases, gates = vectors
+    _, _, bias, gate = tensors
+    y = total.to(gl.float32)
+    if ONE_SCALE:
+        y = y * x_scales
+    else:
+        y = y * x_scales[:, None]
+    y = y * scales[None, :]
+    if bias is not None:
+        y = y + biases.to(gl.float32)[None, :]
+    if gate is not None and ONE_GATE:
+        y = y * gates.to(gl.float32)[None, :]
+    elif gate is not None:
+        y = y * gates.to(gl.float32)
     if residual is not None:
-        y = y + gl.load(residual + at, mask=mask, other=0.0).to(gl.float32)
-    gl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+        mbarrier.wait(ready, phase)
+        y = y + staging.load(total.type.layout).to(gl.float32)
+    else:
+        # The stores before this one have read what it writes over.
+        tma.store_wait(0)
+    staging.store(y.to(out.dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(out, [m, n], staging)
+
+
+@gluon.jit
+def _fetch_residual(residual, m, n, staging, ready):
+    """Start to load a half of the residual to where the result will be put together."""
+    # The stores before this one have read what it writes over.
+    tma.store_wait(0)
+    mbarrier.expect(ready, residual.block_type.nbytes)
+    tma.async_copy_global_to_shared(residual, [m, n], ready, staging)
 
 
 @gluon.jit
@@ -184,22 +229,27 @@ def _whole_tile(
     first,
     second,
     i,
+    number,
     m,
     n,
     rings,
     barriers,
     tensors,
+    ends,
     shape,
     SKEW: gl.constexpr,
     ONE_SCALE: gl.constexpr,
     ONE_GATE: gl.constexpr,
     LAST: gl.constexpr,
 ):
-    """One tile at (m, n), whose first ``SKEW`` products of the first half are under way, from stage
-    ``i`` on; unless it is the last, those of the next tile are under way in the end."""
+    """Tile ``number`` of this program, at (m, n), whose first ``SKEW`` products of the first half
+    are under way, from stage ``i`` on; unless it is the last, those of the next tile are under way
+    in the end."""
     x_ring, first_ring, second_ring = rings
     full, empty = barriers
+    first_out, second_out, first_residual, second_residual, staging, second_staging, ready = ends
     steps = gl.cdiv(shape[2], x_ring.shape[2])
+    second_n = n + first_ring.shape[1]
     # The first step for both halves; the rest are alike.
     j = i + SKEW
     _wait_full(full, j)
@@ -208,6 +258,9 @@ def _whole_tile(
     first, second = warpgroup_mma_wait(2, deps=(first, second))
     for before in gl.static_range(SKEW):
         _release(empty, i + before)
+    if first_residual is not None:
+        _fetch_residual(first_residual, m, n, staging, ready.index(0))
+        _fetch_residual(second_residual, m, second_n, second_staging, ready.index(1))
     for step in range(SKEW + 1, steps):
         j = i + step
         _wait_full(full, j)
@@ -220,9 +273,24 @@ def _whole_tile(
     for ahead in gl.static_range(SKEW):
         _wait_full(full, i + ahead)
         second = _multiply(second, x_ring, second_ring, i + ahead - SKEW, i + ahead, True)
+    vectors = _load_vectors(m, n, first, tensors, shape, ONE_SCALE, ONE_GATE)
     first, second = warpgroup_mma_wait(SKEW, deps=(first, second))
     _release(empty, i - 1)
-    _finish(first, m, n, tensors, shape, ONE_SCALE, ONE_GATE)
+    _finish(
+        first,
+        m,
+        n,
+        vectors,
+        tensors,
+        first_out,
+        first_residual,
+        staging,
+        ready.index(0),
+        number & 1,
+        ONE_SCALE,
+        ONE_GATE,
+    )
+    vectors = _load_vectors(m, second_n, second, tensors, shape, ONE_SCALE, ONE_GATE)
     if LAST:
         second = warpgroup_mma_wait(0, deps=(second,))
         for ahead in gl.static_range(SKEW):
@@ -231,7 +299,20 @@ def _whole_tile(
         for ahead in gl.static_range(SKEW):
             first = _multiply(first, x_ring, first_ring, i + ahead, i + ahead, ahead > 0)
         first, second = warpgroup_mma_wait(SKEW, deps=(first, second))
-    _finish(second, m, n + first_ring.shape[1], tensors, shape, ONE_SCALE, ONE_GATE)
+    _finish(
+        second,
+        m,
+        second_n,
+        vectors,
+        tensors,
+        second_out,
+        second_residual,
+        second_staging,
+        ready.index(1),
+        number & 1,
+        ONE_SCALE,
+        ONE_GATE,
+    )
     return first, second
 
 
@@ -240,6 +321,7 @@ def _consume(
     rings,
     barriers,
     tensors,
+    ends,
     shape,
     shares,
     SKEW: gl.constexpr,
@@ -252,6 +334,7 @@ def _consume(
     wide, narrow = shares
     x_ring, first_ring, second_ring = rings
     full, empty = barriers
+    first_out, _, first_residual, _, staging, _, ready = ends
     BLOCK_M: gl.constexpr = x_ring.shape[1]
     FIRST: gl.constexpr = first_ring.shape[1]
     SECOND: gl.constexpr = second_ring.shape[1]
@@ -268,6 +351,7 @@ def _consume(
     second = gl.zeros((BLOCK_M, SECOND), gl.int32, second_layout)
 
     i = 0
+    done = 0
     number = gl.program_id(0)
     if number < wide:
         for ahead in gl.static_range(SKEW):
@@ -280,11 +364,13 @@ def _consume(
                 first,
                 second,
                 i,
+                done,
                 row * BLOCK_M,
                 column * WIDTH,
                 rings,
                 barriers,
                 tensors,
+                ends,
                 shape,
                 SKEW,
                 ONE_SCALE,
@@ -292,17 +378,20 @@ def _consume(
                 False,
             )
             i += steps
+            done += 1
             number += gl.num_programs(0)
         row, column = _corner(number, tiles_m, tiles_n, GROUP)
         first, second = _whole_tile(
             first,
             second,
             i,
+            done,
             row * BLOCK_M,
             column * WIDTH,
             rings,
             barriers,
             tensors,
+            ends,
             shape,
             SKEW,
             ONE_SCALE,
@@ -310,9 +399,13 @@ def _consume(
             True,
         )
         i += steps + SKEW
+        done += 1
 
     for number in range(gl.program_id(0), narrow, gl.num_programs(0)):
         row, column = _corner(wide + number // 2, tiles_m, tiles_n, GROUP)
+        m, n = row * BLOCK_M, column * WIDTH + (number % 2) * FIRST
+        if first_residual is not None:
+            _fetch_residual(first_residual, m, n, staging, ready.index(0))
         total = gl.zeros((BLOCK_M, FIRST), gl.int32, first_layout)
         for step in range(steps):
             _wait_full(full, i + step)
@@ -320,11 +413,26 @@ def _consume(
             total = warpgroup_mma_wait(1, deps=(total,))
             if step > 0:
                 _release(empty, i + step - 1)
+        vectors = _load_vectors(m, n, total, tensors, shape, ONE_SCALE, ONE_GATE)
         total = warpgroup_mma_wait(0, deps=(total,))
         i += steps
         _release(empty, i - 1)
-        n = column * WIDTH + (number % 2) * FIRST
-        _finish(total, row * BLOCK_M, n, tensors, shape, ONE_SCALE, ONE_GATE)
+        _finish(
+            total,
+            m,
+            n,
+            vectors,
+            tensors,
+            first_out,
+            first_residual,
+            staging,
+            ready.index(0),
+            done & 1,
+            ONE_SCALE,
+            ONE_GATE,
+        )
+        done += 1
+    tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["gate_rows", "wide", "narrow"])
@@ -332,12 +440,14 @@ def int8_linear_kernel(
     x,
     first,
     second,
+    first_residual,
+    second_residual,
+    first_out,
+    second_out,
     x_scale,
     scale,
     bias,
     gate,
-    residual,
-    out,
     M,
     N,
     K,
@@ -351,6 +461,8 @@ def int8_linear_kernel(
     SKEW: gl.constexpr,
     GROUP: gl.constexpr,
 ):
+    """``first`` and ``second`` describe one weight, in boxes as high as a half is wide; so do the
+    residual's and the result's."""
     BLOCK_M: gl.constexpr = x.block_type.shape[0]
     BLOCK_K: gl.constexpr = x.block_type.shape[1]
     FIRST: gl.constexpr = first.block_type.shape[0]
@@ -358,16 +470,35 @@ def int8_linear_kernel(
     x_ring = gl.allocate_shared_memory(gl.int8, [STAGES + SKEW, BLOCK_M, BLOCK_K], x.layout)
     first_ring = gl.allocate_shared_memory(gl.int8, [STAGES, FIRST, BLOCK_K], first.layout)
     second_ring = gl.allocate_shared_memory(gl.int8, [STAGES, SECOND, BLOCK_K], second.layout)
+    staging = gl.allocate_shared_memory(first_out.dtype, [BLOCK_M, FIRST], first_out.layout)
+    second_staging = staging._reinterpret(second_out.dtype, [BLOCK_M, SECOND], second_out.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
+    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for half in gl.static_range(2):
+        mbarrier.init(ready.index(half), count=1)
+    if first_residual is not None:
+        # Both halves of the residual are on their way at a time.
+        second_staging = gl.allocate_shared_memory(
+            second_out.dtype, [BLOCK_M, SECOND], second_out.layout
+        )
     # TMA, too, must see the barriers ready.
     fence_async_shared()
     rings = (x_ring, first_ring, second_ring)
     barriers = (full, empty)
-    tensors = (x_scale, scale, bias, gate, residual, out)
+    tensors = (x_scale, scale, bias, gate)
+    ends = (
+        first_out,
+        second_out,
+        first_residual,
+        second_residual,
+        staging,
+        second_staging,
+        ready,
+    )
     gl.warp_specialize(
         [
             (
@@ -376,6 +507,7 @@ def int8_linear_kernel(
                     rings,
                     barriers,
                     tensors,
+                    ends,
                     (M, N, K, gate_rows, gate_stride),
                     (wide, narrow),
                     SKEW,
@@ -395,36 +527,73 @@ def int8_linear_kernel(
 
 
 @cache
-def layout(rows: int) -> gl.NVMMASharedLayout:
-    """How (rows, BLOCK_K) codes lie in shared memory."""
-    return gl.NVMMASharedLayout.get_default_for([rows, BLOCK_K], gl.int8)
+def layout(rows: int, columns: int, kind: gl.dtype = gl.int8) -> gl.NVMMASharedLayout:
+    """How a box of (rows, columns) lies in shared memory."""
+    return gl.NVMMASharedLayout.get_default_for([rows, columns], kind)
 
 
-def _descriptor(codes: Tensor, rows: int) -> TensorDescriptor:
-    """For loads of (rows, BLOCK_K) of a matrix of codes; zeros beyond its edges."""
-    return TensorDescriptor(codes, codes.shape, codes.stride(), [rows, BLOCK_K], layout(rows))
+class _Address:
+    """Stands for a tensor in a descriptor, and keeps no memory alive."""
+
+    def __init__(self, pointer: int, dtype: torch.dtype) -> None:
+        self.pointer, self.dtype = pointer, dtype
+
+    def data_ptr(self) -> int:
+        return self.pointer
+
+
+@lru_cache(4096)
+def _descriptor(
+    pointer: int, dtype: torch.dtype, shape: torch.Size, rows: int, columns: int
+) -> TensorDescriptor:
+    """For boxes of (rows, columns); loads find zeros beyond the edges, stores end there.
+
+    To make one takes as long as a launch, and the same addresses come again and again.
+    """
+    base, stride = _Address(pointer, dtype), [shape[1], 1]
+    how = layout(rows, columns, KINDS[dtype])
+    return TensorDescriptor(base, list(shape), stride, [rows, columns], how)
+
+
+def _halves(matrix: Tensor | None, widths: tuple[int, int]) -> list[TensorDescriptor | None]:
+    """Boxes of (BLOCK_M, each width) of a residual or result."""
+    if matrix is None:
+        return [None, None]
+    pointer, dtype, shape = matrix.data_ptr(), matrix.dtype, matrix.shape
+    return [_descriptor(pointer, dtype, shape, BLOCK_M, width) for width in widths]
+
+
+def schedule(widths: tuple[int, int], residual: bool) -> tuple[int, int, int]:
+    """BLOCK_K, STAGES and SKEW that fill the shared memory."""
+    if widths[0] == widths[1]:
+        return (64, 6, 2) if residual else (64, 7, 3)
+    return (64, 7, 3) if residual else (64, 8, 4)
 
 
 def takes(
     x: Tensor,
     x_scale: Tensor,  # noqa: ARG001
     weight: Tensor,
-    *_: object,
+    scale: Tensor,  # noqa: ARG001
+    bias: Tensor | None,  # noqa: ARG001
+    gate: Tensor | None,  # noqa: ARG001
+    residual: Tensor | None,
+    dtype: torch.dtype,
 ) -> bool:
     """Whether the kernel computes these: enough features to overlap, rows that TMA can address.
 
     Below half a tile's rows Triton's smaller tiles waste less.
     """
-    features = x.shape[1]
+    matrices = (x, weight) if residual is None else (x, weight, residual)
     return (
-        features > SKEW * BLOCK_K
-        and features % 16 == 0
+        dtype in (torch.bfloat16, torch.float16)
+        and (residual is None or residual.dtype == dtype)
+        and x.shape[1] >= LEAST_K
+        and x.shape[1] % 16 == 0
         and x.shape[0] > BLOCK_M // 2
         and weight.shape[0] > 0
-        and x.is_contiguous()
-        and weight.is_contiguous()
-        and x.data_ptr() % 16 == 0
-        and weight.data_ptr() % 16 == 0
+        and weight.shape[0] % 8 == 0
+        and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in matrices)
     )
 
 
@@ -445,30 +614,22 @@ def int8_linear(
     out = torch.empty(m, n, dtype=dtype, device=x.device)
     programs = multiprocessors(x.device)
     widths, whole, halves = share_out(m, n, programs)
+    block_k, stages, skew = schedule(widths, residual is not None)
     gate_rows = m if gate is None else m // len(gate)
-    with torch.cuda.device_of(x):
-        int8_linear_kernel[(min(programs, max(whole, halves)),)](
-            _descriptor(x, BLOCK_M),
-            _descriptor(weight, widths[0]),
-            _descriptor(weight, widths[1]),
-            x_scale.contiguous(),
-            scale.contiguous(),
-            bias if bias is None else bias.contiguous(),
-            gate,
-            residual if residual is None else residual.contiguous(),
-            out,
-            m,
-            n,
-            k,
-            gate_rows,
-            n if gate is None else gate.stride(0),
-            whole,
-            halves,
-            ONE_SCALE=x_scale.ndim == 0,
-            ONE_GATE=gate is not None and (gate_rows == m or gate_rows % BLOCK_M == 0),
-            STAGES=STAGES,
-            SKEW=SKEW,
-            GROUP=GROUP,
-            num_warps=8,
-        )
+    one_gate = gate is not None and (gate_rows == m or gate_rows % BLOCK_M == 0)
+    pointer = weight.data_ptr()
+    launch(
+        int8_linear_kernel,
+        min(programs, max(whole, halves)),
+        (x_scale.contiguous(), scale.contiguous(), contiguous(bias), gate),
+        (m, n, k, gate_rows, n if gate is None else gate.stride(0), whole, halves),
+        (x_scale.ndim == 0, one_gate, stages, skew, GROUP),
+        {"num_warps": 8},
+        described=(
+            _descriptor(x.data_ptr(), x.dtype, x.shape, BLOCK_M, block_k),
+            *(_descriptor(pointer, weight.dtype, weight.shape, w, block_k) for w in widths),
+            *_halves(residual, widths),
+            *_halves(out, widths),
+        ),
+    )
     return out

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from viditq.ops.int8_linear.tiles import choose_tile
-from viditq.ops.launch import dense, multiprocessors
+from viditq.ops.launch import contiguous, dense, launch, multiprocessors
 
 __all__ = ["int8_linear", "int8_linear_kernel"]
 
@@ -39,9 +39,6 @@ def int8_linear_kernel(
     gate_rows,
     gate_stride,
     ONE_SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_GATE: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     WHOLE_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -78,14 +75,14 @@ def int8_linear_kernel(
     else:
         y = total.to(tl.float32) * tl.load(x_scale + m, mask=in_m, other=0.0)[:, None]
     y = y * tl.load(scale + n, mask=in_n, other=0.0)[None, :]
-    if HAS_BIAS:
+    if bias is not None:
         y += tl.load(bias + n, mask=in_n, other=0.0).to(tl.float32)[None, :]
     mask = in_m[:, None] & in_n[None, :]
-    if HAS_GATE:
+    if gate is not None:
         at = gate + (m // gate_rows).to(tl.int64)[:, None] * gate_stride + n[None, :]
         y *= tl.load(at, mask=mask, other=0.0).to(tl.float32)
     offsets = m.to(tl.int64)[:, None] * N + n[None, :]
-    if HAS_RESIDUAL:
+    if residual is not None:
         y += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + offsets, y.to(out.dtype.element_ty), mask=mask)
 
@@ -109,31 +106,13 @@ def int8_linear(
         return out
     plain = gate is None and residual is None
     rows, columns, warps, stages = choose_tile(m, n, multiprocessors(x.device), plain)
-    with torch.cuda.device_of(x):
-        int8_linear_kernel[(triton.cdiv(m, rows) * triton.cdiv(n, columns),)](
-            x.contiguous(),
-            x_scale.contiguous(),
-            weight.contiguous(),
-            scale.contiguous(),
-            bias if bias is None else bias.contiguous(),
-            gate,
-            residual if residual is None else residual.contiguous(),
-            out,
-            m,
-            n,
-            k,
-            1 if gate is None else m // len(gate),
-            0 if gate is None else gate.stride(0),
-            ONE_SCALE=x_scale.ndim == 0,
-            HAS_BIAS=bias is not None,
-            HAS_GATE=gate is not None,
-            HAS_RESIDUAL=residual is not None,
-            WHOLE_K=k % BLOCK_K == 0,
-            BLOCK_M=rows,
-            BLOCK_N=columns,
-            BLOCK_K=BLOCK_K,
-            GROUP=GROUP,
-            num_warps=warps,
-            num_stages=stages,
-        )
+    operands = (x, x_scale, weight, scale, bias)
+    launch(
+        int8_linear_kernel,
+        triton.cdiv(m, rows) * triton.cdiv(n, columns),
+        (*map(contiguous, operands), gate, contiguous(residual), out),
+        (m, n, k, 1 if gate is None else m // len(gate), 0 if gate is None else gate.stride(0)),
+        (x_scale.ndim == 0, k % BLOCK_K == 0, rows, columns, BLOCK_K, GROUP),
+        {"num_warps": warps, "num_stages": stages},
+    )
     return out

@@ -6,12 +6,11 @@ bias, the modulation and ``1/smooth``, it combines into one factor and one offse
 
 import math
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from viditq.ops.launch import dense
+from viditq.ops.launch import dense, launch
 from viditq.ops.norm_quantize import reference
 from viditq.ops.rows import (
     clear_padding,
@@ -78,17 +77,17 @@ def _normalized(values, eps, CENTER: tl.constexpr, TILE: tl.constexpr):
 @triton.jit(do_not_specialize=["rows_per_batch", "programs_per_batch"])
 def kernel(
     x,
-    stride,
-    eps,
     weight,
     bias,
     gain,
-    gain_stride,
     shift,
-    shift_stride,
     smooth,
     codes,
     scale,
+    eps,
+    stride,
+    gain_stride,
+    shift_stride,
     rows_per_batch,
     programs_per_batch,
     CENTER: tl.constexpr,
@@ -136,27 +135,15 @@ def norm_quantize(
     gain, shift = (v if v is None else _spread(v, batches) for v in (gain, shift))
     codes, scale = empty_result(x, features)
     shared = programs(x, tile, batches)
-    with torch.cuda.device_of(x):
-        kernel[(batches * shared,)](
-            x,
-            x.stride(0),
-            eps,
-            weight,
-            bias,
-            gain,
-            0 if gain is None else gain.stride(0),
-            shift,
-            0 if shift is None else shift.stride(0),
-            smooth,
-            codes,
-            scale,
-            rows // batches,
-            shared,
-            kind == "layer",
-            2 ** (bits - 1) - 1,
-            tile,
-            **tile.options,
-        )
+    strides = (0 if v is None else v.stride(0) for v in (x, gain, shift))
+    launch(
+        kernel,
+        batches * shared,
+        (x, weight, bias, gain, shift, smooth, codes, scale),
+        (eps, *strides, rows // batches, shared),
+        (kind == "layer", 2 ** (bits - 1) - 1, tile),
+        tile.options,
+    )
     return codes, scale
 
 

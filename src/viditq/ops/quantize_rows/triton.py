@@ -1,11 +1,10 @@
 """``quantize_rows`` in one pass over the input; how, is in :mod:`viditq.ops.rows`."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from viditq.ops.launch import dense
+from viditq.ops.launch import dense, launch
 from viditq.ops.quantize_rows import reference
 from viditq.ops.rows import (
     empty_result,
@@ -21,7 +20,7 @@ __all__ = ["kernel", "quantize_rows"]
 
 
 @triton.jit(do_not_specialize=["M"])
-def kernel(x, stride, smooth, codes, scale, M, QMAX: tl.constexpr, TILE: tl.constexpr):
+def kernel(x, smooth, codes, scale, stride, M, QMAX: tl.constexpr, TILE: tl.constexpr):
     inverse = reciprocals(smooth, TILE)
     for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
         row = tl.cast(i, tl.int64)
@@ -42,8 +41,12 @@ def quantize_rows(
     x, tile = dense(x), tiling(features, hadamard)
     smooth = None if smooth is None else dense(smooth)
     codes, scale = empty_result(x, features)
-    with torch.cuda.device_of(x):
-        kernel[(programs(x, tile),)](
-            x, x.stride(0), smooth, codes, scale, rows, 2 ** (bits - 1) - 1, tile, **tile.options
-        )
+    launch(
+        kernel,
+        programs(x, tile),
+        (x, smooth, codes, scale),
+        (x.stride(0), rows),
+        (2 ** (bits - 1) - 1, tile),
+        tile.options,
+    )
     return codes, scale
