@@ -140,11 +140,10 @@ def _hopper_case(widths: tuple[int, int], fused: bool, name: str) -> Case:
         return f"tensordesc<{kind}[{rows},{columns}],{layout!r}>"
 
     block_k, stages, skew = hopper.schedule(widths, fused)
-    given = {"x": box("i8", hopper.BLOCK_M, block_k)}
-    for half, width in zip(("first", "second"), widths, strict=True):
-        given[half] = box("i8", width, block_k)
-        given[f"{half}_out"] = box("bf16", hopper.BLOCK_M, width)
-        given[f"{half}_residual"] = given[f"{half}_out"] if fused else None
+    given = {"x": box("i8", hopper.BLOCK_M, block_k), "weight": box("i8", hopper.BOX, block_k)}
+    given["out"] = box("bf16", hopper.BLOCK_M, hopper.BOX)
+    given["residual"] = given["out"] if fused else None
+    given |= {"FIRST": widths[0], "SECOND": widths[1]}
     given |= {"x_scale": "*fp32", "scale": "*fp32", "bias": "*bf16"}
     given |= {"gate": "*bf16" if fused else None, "ONE_SCALE": False, "ONE_GATE": fused}
     given |= dict.fromkeys(("M", "N", "K", "gate_rows", "gate_stride", "wide", "narrow"), "i32")

@@ -44,6 +44,8 @@ __all__ = ["int8_linear", "int8_linear_kernel", "layout", "takes"]
 
 BLOCK_M = HOPPER_ROWS
 LEAST_K = 320
+BOX = 64
+"""Rows of weight, and columns of the result, that TMA moves at a time."""
 KINDS = {torch.int8: gl.int8, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 GROUP = 8
 """Tile rows that are walked down together before the next column of tiles."""
@@ -59,9 +61,16 @@ def _corner(number, tiles_m, tiles_n, GROUP: gl.constexpr):
 
 
 @gluon.jit
-def _produce(
-    x, first, second, rings, barriers, shape, shares, SKEW: gl.constexpr, GROUP: gl.constexpr
-):
+def _load_weight(weight, n, k, ready, half):
+    """A stage of one half's weight, in boxes."""
+    BOX: gl.constexpr = weight.block_type.shape[0]
+    for part in gl.static_range(half.shape[0] // BOX):
+        box = half.slice(part * BOX, BOX, 0)
+        tma.async_copy_global_to_shared(weight, [n + part * BOX, k], ready, box)
+
+
+@gluon.jit
+def _produce(x, weight, rings, barriers, shape, shares, SKEW: gl.constexpr, GROUP: gl.constexpr):
     """The producer warp: the stages of all tiles of this program, in order."""
     M, N, K = shape
     wide, narrow = shares
@@ -69,13 +78,13 @@ def _produce(
     full, empty = barriers
     X_STAGES: gl.constexpr = x_ring.shape[0]
     STAGES: gl.constexpr = first_ring.shape[0]
-    BLOCK_M: gl.constexpr = x.block_type.shape[0]
-    BLOCK_K: gl.constexpr = x.block_type.shape[1]
-    FIRST: gl.constexpr = first.block_type.shape[0]
-    WIDTH: gl.constexpr = FIRST + second.block_type.shape[0]
-    X_BYTES: gl.constexpr = x.block_type.nbytes
-    FIRST_BYTES: gl.constexpr = first.block_type.nbytes
-    SECOND_BYTES: gl.constexpr = second.block_type.nbytes
+    BLOCK_M: gl.constexpr = x_ring.shape[1]
+    BLOCK_K: gl.constexpr = x_ring.shape[2]
+    FIRST: gl.constexpr = first_ring.shape[1]
+    WIDTH: gl.constexpr = FIRST + second_ring.shape[1]
+    X_BYTES: gl.constexpr = BLOCK_M * BLOCK_K
+    FIRST_BYTES: gl.constexpr = FIRST * BLOCK_K
+    SECOND_BYTES: gl.constexpr = second_ring.shape[1] * BLOCK_K
     tiles_m, tiles_n = gl.cdiv(M, BLOCK_M), gl.cdiv(N, WIDTH)
     steps = gl.cdiv(K, BLOCK_K)
 
@@ -95,9 +104,8 @@ def _produce(
             mbarrier.expect(ready, X_BYTES + FIRST_BYTES + SECOND_BYTES)
             k = step * BLOCK_K
             tma.async_copy_global_to_shared(x, [m, k], ready, x_ring.index(i % X_STAGES))
-            tma.async_copy_global_to_shared(first, [n, k], ready, first_ring.index(at))
-            k = second_step * BLOCK_K
-            tma.async_copy_global_to_shared(second, [second_n, k], ready, second_ring.index(at))
+            _load_weight(weight, n, k, ready, first_ring.index(at))
+            _load_weight(weight, second_n, second_step * BLOCK_K, ready, second_ring.index(at))
             i += 1
         behind = n
     if i > 0:
@@ -106,10 +114,7 @@ def _produce(
             ready = full.index(at)
             mbarrier.wait(empty.index(at), ((i // STAGES) & 1) ^ 1)
             mbarrier.expect(ready, SECOND_BYTES)
-            k = step * BLOCK_K
-            tma.async_copy_global_to_shared(
-                second, [behind + FIRST, k], ready, second_ring.index(at)
-            )
+            _load_weight(weight, behind + FIRST, step * BLOCK_K, ready, second_ring.index(at))
             i += 1
     for number in range(gl.program_id(0), narrow, gl.num_programs(0)):
         row, column = _corner(wide + number // 2, tiles_m, tiles_n, GROUP)
@@ -121,7 +126,7 @@ def _produce(
             mbarrier.expect(ready, X_BYTES + FIRST_BYTES)
             k = step * BLOCK_K
             tma.async_copy_global_to_shared(x, [m, k], ready, x_ring.index(i % X_STAGES))
-            tma.async_copy_global_to_shared(first, [n, k], ready, first_ring.index(at))
+            _load_weight(weight, n, k, ready, first_ring.index(at))
             i += 1
 
 
@@ -171,27 +176,54 @@ def _load_vectors(m, n, total, tensors, shape, ONE_SCALE: gl.constexpr, ONE_GATE
 
 
 @gluon.jit
+def _fetch_residual(residual, m, n, boxes, ready, WIDTH: gl.constexpr):
+    """Start to load the residual of a tile to where its result will be put together."""
+    BOX: gl.constexpr = residual.block_type.shape[1]
+    # The stores before this one have read what it writes over.
+    tma.store_wait(0)
+    mbarrier.expect(ready, residual.block_type.nbytes * (WIDTH // BOX))
+    for part in gl.static_range(WIDTH // BOX):
+        tma.async_copy_global_to_shared(residual, [m, n + part * BOX], ready, boxes.index(part))
+
+
+@gluon.jit
+def _store_box(y, m, n, out, residual, box):
+    """Add the residual and store (BLOCK_M, BOX) of the result at (m, n)."""
+    if residual is not None:
+        y = y + box.load(y.type.layout).to(gl.float32)
+    else:
+        # Of the stores before this one all but the last have read what it writes over.
+        tma.store_wait(1)
+    box.store(y.to(out.dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(out, [m, n], box)
+
+
+@gluon.jit
 def _finish(
     total,
     m,
     n,
     vectors,
     tensors,
-    out,
-    residual,
-    staging,
-    ready,
+    ends,
     phase,
+    stored,
+    PART: gl.constexpr,
     ONE_SCALE: gl.constexpr,
     ONE_GATE: gl.constexpr,
 ):
     """Scale, bias, gate, residual, and the store of one half of a tile at (m, n).
 
-    The way to memory leads through shared memory: from the accumulators' own layout a warp would
-    store 16 bytes to each of eight rows at a time, which takes longer than the products do.
+    The way to memory leads through boxes in shared memory, filled in turn: from the accumulators'
+    own layout a warp would store 16 bytes to each of eight rows at a time, which takes longer than
+    the products do. ``stored`` counts the boxes before; with a residual each part of a tile, from
+    ``PART`` on, has a box of its own. Returns the new count.
     """
     x_scales, scales, biases, gates = vectors
     _, _, bias, gate = tensors
+    out, residual, boxes, ready = ends
+    BOX: gl.constexpr = out.block_type.shape[1]
     y = total.to(gl.float32)
     if ONE_SCALE:
         y = y * x_scales
@@ -204,24 +236,20 @@ def _finish(
         y = y * gates.to(gl.float32)[None, :]
     elif gate is not None:
         y = y * gates.to(gl.float32)
+    at = stored % 2
     if residual is not None:
+        at = PART
         mbarrier.wait(ready, phase)
-        y = y + staging.load(total.type.layout).to(gl.float32)
+    if total.shape[1] == BOX:
+        _store_box(y, m, n, out, residual, boxes.index(at))
+        return stored + 1
     else:
-        # The stores before this one have read what it writes over.
-        tma.store_wait(0)
-    staging.store(y.to(out.dtype))
-    fence_async_shared()
-    tma.async_copy_shared_to_global(out, [m, n], staging)
-
-
-@gluon.jit
-def _fetch_residual(residual, m, n, staging, ready):
-    """Start to load a half of the residual to where the result will be put together."""
-    # The stores before this one have read what it writes over.
-    tma.store_wait(0)
-    mbarrier.expect(ready, residual.block_type.nbytes)
-    tma.async_copy_global_to_shared(residual, [m, n], ready, staging)
+        pair = y.reshape((total.shape[0], 2, BOX)).permute((0, 2, 1))
+        left, right = pair.split()
+        _store_box(left, m, n, out, residual, boxes.index(at))
+        at = at + 1 if residual is not None else (stored + 1) % 2
+        _store_box(right, m, n + BOX, out, residual, boxes.index(at))
+        return stored + 2
 
 
 @gluon.jit
@@ -229,7 +257,8 @@ def _whole_tile(
     first,
     second,
     i,
-    number,
+    done,
+    stored,
     m,
     n,
     rings,
@@ -242,14 +271,14 @@ def _whole_tile(
     ONE_GATE: gl.constexpr,
     LAST: gl.constexpr,
 ):
-    """Tile ``number`` of this program, at (m, n), whose first ``SKEW`` products of the first half
-    are under way, from stage ``i`` on; unless it is the last, those of the next tile are under way
-    in the end."""
+    """The tile at (m, n), after ``done`` others, from stage ``i`` on. The first ``SKEW`` products of
+    its first half are under way; unless it is the last, those of the next tile are in the end."""
     x_ring, first_ring, second_ring = rings
     full, empty = barriers
-    first_out, second_out, first_residual, second_residual, staging, second_staging, ready = ends
+    _, residual, boxes, ready = ends
+    FIRST: gl.constexpr = first_ring.shape[1]
+    BOX: gl.constexpr = boxes.shape[2]
     steps = gl.cdiv(shape[2], x_ring.shape[2])
-    second_n = n + first_ring.shape[1]
     # The first step for both halves; the rest are alike.
     j = i + SKEW
     _wait_full(full, j)
@@ -258,9 +287,8 @@ def _whole_tile(
     first, second = warpgroup_mma_wait(2, deps=(first, second))
     for before in gl.static_range(SKEW):
         _release(empty, i + before)
-    if first_residual is not None:
-        _fetch_residual(first_residual, m, n, staging, ready.index(0))
-        _fetch_residual(second_residual, m, second_n, second_staging, ready.index(1))
+    if residual is not None:
+        _fetch_residual(residual, m, n, boxes, ready, FIRST + second_ring.shape[1])
     for step in range(SKEW + 1, steps):
         j = i + step
         _wait_full(full, j)
@@ -276,21 +304,11 @@ def _whole_tile(
     vectors = _load_vectors(m, n, first, tensors, shape, ONE_SCALE, ONE_GATE)
     first, second = warpgroup_mma_wait(SKEW, deps=(first, second))
     _release(empty, i - 1)
-    _finish(
-        first,
-        m,
-        n,
-        vectors,
-        tensors,
-        first_out,
-        first_residual,
-        staging,
-        ready.index(0),
-        number & 1,
-        ONE_SCALE,
-        ONE_GATE,
+    stored = _finish(
+        first, m, n, vectors, tensors, ends, done & 1, stored, 0, ONE_SCALE, ONE_GATE
     )
-    vectors = _load_vectors(m, second_n, second, tensors, shape, ONE_SCALE, ONE_GATE)
+    n += FIRST
+    vectors = _load_vectors(m, n, second, tensors, shape, ONE_SCALE, ONE_GATE)
     if LAST:
         second = warpgroup_mma_wait(0, deps=(second,))
         for ahead in gl.static_range(SKEW):
@@ -299,21 +317,10 @@ def _whole_tile(
         for ahead in gl.static_range(SKEW):
             first = _multiply(first, x_ring, first_ring, i + ahead, i + ahead, ahead > 0)
         first, second = warpgroup_mma_wait(SKEW, deps=(first, second))
-    _finish(
-        second,
-        m,
-        second_n,
-        vectors,
-        tensors,
-        second_out,
-        second_residual,
-        second_staging,
-        ready.index(1),
-        number & 1,
-        ONE_SCALE,
-        ONE_GATE,
+    stored = _finish(
+        second, m, n, vectors, tensors, ends, done & 1, stored, FIRST // BOX, ONE_SCALE, ONE_GATE
     )
-    return first, second
+    return first, second, stored
 
 
 @gluon.jit
@@ -334,7 +341,7 @@ def _consume(
     wide, narrow = shares
     x_ring, first_ring, second_ring = rings
     full, empty = barriers
-    first_out, _, first_residual, _, staging, _, ready = ends
+    _, residual, boxes, ready = ends
     BLOCK_M: gl.constexpr = x_ring.shape[1]
     FIRST: gl.constexpr = first_ring.shape[1]
     SECOND: gl.constexpr = second_ring.shape[1]
@@ -351,7 +358,8 @@ def _consume(
     second = gl.zeros((BLOCK_M, SECOND), gl.int32, second_layout)
 
     i = 0
-    done = 0
+    done = 0  # tiles
+    stored = 0  # boxes
     number = gl.program_id(0)
     if number < wide:
         for ahead in gl.static_range(SKEW):
@@ -360,11 +368,12 @@ def _consume(
         first = warpgroup_mma_wait(SKEW, deps=(first,))
         while number + gl.num_programs(0) < wide:
             row, column = _corner(number, tiles_m, tiles_n, GROUP)
-            first, second = _whole_tile(
+            first, second, stored = _whole_tile(
                 first,
                 second,
                 i,
                 done,
+                stored,
                 row * BLOCK_M,
                 column * WIDTH,
                 rings,
@@ -381,11 +390,12 @@ def _consume(
             done += 1
             number += gl.num_programs(0)
         row, column = _corner(number, tiles_m, tiles_n, GROUP)
-        first, second = _whole_tile(
+        first, second, stored = _whole_tile(
             first,
             second,
             i,
             done,
+            stored,
             row * BLOCK_M,
             column * WIDTH,
             rings,
@@ -404,8 +414,8 @@ def _consume(
     for number in range(gl.program_id(0), narrow, gl.num_programs(0)):
         row, column = _corner(wide + number // 2, tiles_m, tiles_n, GROUP)
         m, n = row * BLOCK_M, column * WIDTH + (number % 2) * FIRST
-        if first_residual is not None:
-            _fetch_residual(first_residual, m, n, staging, ready.index(0))
+        if residual is not None:
+            _fetch_residual(residual, m, n, boxes, ready, FIRST)
         total = gl.zeros((BLOCK_M, FIRST), gl.int32, first_layout)
         for step in range(steps):
             _wait_full(full, i + step)
@@ -417,19 +427,8 @@ def _consume(
         total = warpgroup_mma_wait(0, deps=(total,))
         i += steps
         _release(empty, i - 1)
-        _finish(
-            total,
-            m,
-            n,
-            vectors,
-            tensors,
-            first_out,
-            first_residual,
-            staging,
-            ready.index(0),
-            done & 1,
-            ONE_SCALE,
-            ONE_GATE,
+        stored = _finish(
+            total, m, n, vectors, tensors, ends, done & 1, stored, 0, ONE_SCALE, ONE_GATE
         )
         done += 1
     tma.store_wait(0)
@@ -438,12 +437,9 @@ def _consume(
 @gluon.jit(do_not_specialize=["gate_rows", "wide", "narrow"])
 def int8_linear_kernel(
     x,
-    first,
-    second,
-    first_residual,
-    second_residual,
-    first_out,
-    second_out,
+    weight,
+    out,
+    residual,
     x_scale,
     scale,
     bias,
@@ -457,48 +453,34 @@ def int8_linear_kernel(
     narrow,
     ONE_SCALE: gl.constexpr,
     ONE_GATE: gl.constexpr,
+    FIRST: gl.constexpr,
+    SECOND: gl.constexpr,
     STAGES: gl.constexpr,
     SKEW: gl.constexpr,
     GROUP: gl.constexpr,
 ):
-    """``first`` and ``second`` describe one weight, in boxes as high as a half is wide; so do the
-    residual's and the result's."""
     BLOCK_M: gl.constexpr = x.block_type.shape[0]
     BLOCK_K: gl.constexpr = x.block_type.shape[1]
-    FIRST: gl.constexpr = first.block_type.shape[0]
-    SECOND: gl.constexpr = second.block_type.shape[0]
+    BOX: gl.constexpr = out.block_type.shape[1]
+    # With a residual, that of a whole tile is on its way at a time.
+    BOXES: gl.constexpr = 2 if residual is None else (FIRST + SECOND) // BOX
     x_ring = gl.allocate_shared_memory(gl.int8, [STAGES + SKEW, BLOCK_M, BLOCK_K], x.layout)
-    first_ring = gl.allocate_shared_memory(gl.int8, [STAGES, FIRST, BLOCK_K], first.layout)
-    second_ring = gl.allocate_shared_memory(gl.int8, [STAGES, SECOND, BLOCK_K], second.layout)
-    staging = gl.allocate_shared_memory(first_out.dtype, [BLOCK_M, FIRST], first_out.layout)
-    second_staging = staging._reinterpret(second_out.dtype, [BLOCK_M, SECOND], second_out.layout)
+    first_ring = gl.allocate_shared_memory(gl.int8, [STAGES, FIRST, BLOCK_K], weight.layout)
+    second_ring = gl.allocate_shared_memory(gl.int8, [STAGES, SECOND, BLOCK_K], weight.layout)
+    boxes = gl.allocate_shared_memory(out.dtype, [BOXES, BLOCK_M, BOX], out.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
-    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for half in gl.static_range(2):
-        mbarrier.init(ready.index(half), count=1)
-    if first_residual is not None:
-        # Both halves of the residual are on their way at a time.
-        second_staging = gl.allocate_shared_memory(
-            second_out.dtype, [BLOCK_M, SECOND], second_out.layout
-        )
+    mbarrier.init(ready, count=1)
     # TMA, too, must see the barriers ready.
     fence_async_shared()
     rings = (x_ring, first_ring, second_ring)
     barriers = (full, empty)
     tensors = (x_scale, scale, bias, gate)
-    ends = (
-        first_out,
-        second_out,
-        first_residual,
-        second_residual,
-        staging,
-        second_staging,
-        ready,
-    )
+    ends = (out, residual, boxes, ready)
     gl.warp_specialize(
         [
             (
@@ -516,10 +498,7 @@ def int8_linear_kernel(
                     ONE_GATE,
                 ),
             ),
-            (
-                _produce,
-                (x, first, second, rings, barriers, (M, N, K), (wide, narrow), SKEW, GROUP),
-            ),
+            (_produce, (x, weight, rings, barriers, (M, N, K), (wide, narrow), SKEW, GROUP)),
         ],
         [1],
         [24],
@@ -544,30 +523,22 @@ class _Address:
 
 @lru_cache(4096)
 def _descriptor(
-    pointer: int, dtype: torch.dtype, shape: torch.Size, rows: int, columns: int
+    pointer: int, dtype: torch.dtype, shape: tuple[int, int], box: tuple[int, int]
 ) -> TensorDescriptor:
-    """For boxes of (rows, columns); loads find zeros beyond the edges, stores end there.
+    """For boxes of a matrix; loads find zeros beyond the edges, stores end there.
 
     To make one takes as long as a launch, and the same addresses come again and again.
     """
-    base, stride = _Address(pointer, dtype), [shape[1], 1]
-    how = layout(rows, columns, KINDS[dtype])
-    return TensorDescriptor(base, list(shape), stride, [rows, columns], how)
-
-
-def _halves(matrix: Tensor | None, widths: tuple[int, int]) -> list[TensorDescriptor | None]:
-    """Boxes of (BLOCK_M, each width) of a residual or result."""
-    if matrix is None:
-        return [None, None]
-    pointer, dtype, shape = matrix.data_ptr(), matrix.dtype, matrix.shape
-    return [_descriptor(pointer, dtype, shape, BLOCK_M, width) for width in widths]
+    base, strides = _Address(pointer, dtype), [shape[1], 1]
+    how = layout(*box, KINDS[dtype])
+    return TensorDescriptor(base, list(shape), strides, list(box), how)
 
 
 def schedule(widths: tuple[int, int], residual: bool) -> tuple[int, int, int]:
     """BLOCK_K, STAGES and SKEW that fill the shared memory."""
     if widths[0] == widths[1]:
-        return (64, 6, 2) if residual else (64, 7, 3)
-    return (64, 7, 3) if residual else (64, 8, 4)
+        return (64, 6, 2) if residual else (64, 7, 2)
+    return (64, 8, 2) if residual else (128, 4, 1)
 
 
 def takes(
@@ -617,19 +588,19 @@ def int8_linear(
     block_k, stages, skew = schedule(widths, residual is not None)
     gate_rows = m if gate is None else m // len(gate)
     one_gate = gate is not None and (gate_rows == m or gate_rows % BLOCK_M == 0)
-    pointer = weight.data_ptr()
+    shape, size = (m, n), (BLOCK_M, BOX)
     launch(
         int8_linear_kernel,
         min(programs, max(whole, halves)),
         (x_scale.contiguous(), scale.contiguous(), contiguous(bias), gate),
         (m, n, k, gate_rows, n if gate is None else gate.stride(0), whole, halves),
-        (x_scale.ndim == 0, one_gate, stages, skew, GROUP),
+        (x_scale.ndim == 0, one_gate, *widths, stages, skew, GROUP),
         {"num_warps": 8},
         described=(
-            _descriptor(x.data_ptr(), x.dtype, x.shape, BLOCK_M, block_k),
-            *(_descriptor(pointer, weight.dtype, weight.shape, w, block_k) for w in widths),
-            *_halves(residual, widths),
-            *_halves(out, widths),
+            _descriptor(x.data_ptr(), x.dtype, (m, k), (BLOCK_M, block_k)),
+            _descriptor(weight.data_ptr(), weight.dtype, (n, k), (BOX, block_k)),
+            _descriptor(out.data_ptr(), dtype, shape, size),
+            None if residual is None else _descriptor(residual.data_ptr(), dtype, shape, size),
         ),
     )
     return out
