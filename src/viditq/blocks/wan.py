@@ -134,9 +134,11 @@ def _heads(attn: Any, *projected: Tensor) -> list[Tensor]:
 
 def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
     """``x`` (B, S, H, D), each pair of neighbours turned by its angle."""
-    cos, sin = rotation[0][..., ::2], rotation[1][..., 1::2]
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).type_as(x)
+    cos, sin = rotation[0][..., ::2, None], rotation[1][..., 1::2, None]
+    signs = torch.arange(-1, 2, 2, device=x.device)
+    # A compiler reads a flip in place; two halves that are put together, it would write apart.
+    pairs = x.unflatten(-1, (-1, 2))
+    return (pairs * cos + pairs.flip(-1) * (signs * sin)).flatten(-2).type_as(x)
 
 
 def _attention(attn: Any, q: Tensor, k: Tensor, v: Tensor, parallel: Any = None) -> Tensor:
