@@ -55,7 +55,6 @@ def test_a_model_without_adapter():
 
 @pytest.mark.parametrize("kind", ["blocks", "denoisers"])
 def test_fused(kind):
-    """Also where a block's arguments have no names, as in Wan."""
     fused = ("w8a8-fused", "w8a8-fused-unbalanced", "w4a8-fused")
     for model in ("small-pixart", "small-wan"):
         for row in run(kind, model, fused):

@@ -9,9 +9,11 @@ from diffusers.models.attention_dispatch import AttentionBackendName, attention_
 from diffusers.models.transformers import transformer_wan
 from torch import nn
 
+from viditq import checkpoint
 from viditq.bench import random_models
 from viditq.blocks import fuse_, unfuse_
-from viditq.plan import LayerPlan
+from viditq.models.wan import WAN
+from viditq.plan import LayerPlan, Plan
 
 PLANS = {
     "w8a8": LayerPlan(smooth=0.5, hadamard=16),
@@ -93,12 +95,13 @@ class TestModel:
     def run(self, model, dtype, *, per_token):
         torch.manual_seed(2)
         steps = torch.randint(0, 1000, (2, 3 * 2 * 3) if per_token else (2,))
-        return model(
-            hidden_states=torch.randn(2, 16, 3, 4, 6).to(dtype),
-            timestep=steps,
-            encoder_hidden_states=torch.randn(2, T, 16).to(dtype),
-            return_dict=False,
-        )[0]
+        with torch.no_grad():
+            return model(
+                hidden_states=torch.randn(2, 16, 3, 4, 6).to(dtype),
+                timestep=steps,
+                encoder_hidden_states=torch.randn(2, T, 16).to(dtype),
+                return_dict=False,
+            )[0]
 
     @pytest.mark.parametrize("per_token", [False, True])
     @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -118,6 +121,16 @@ class TestModel:
         drop_in = distance(self.run(model, torch.bfloat16, per_token=False), exact)
         assert fuse_(model) == 2
         assert distance(self.run(model, torch.bfloat16, per_token=False), exact) <= 1.1 * drop_in
+
+    def test_saved_and_loaded(self, tmp_path):
+        choice = PLANS["w4a8"]
+        model = self.model(torch.float32, choice)
+        plan = Plan(model="wan", recipe="w4a8", layers=dict.fromkeys(WAN.layers(model), choice))
+        checkpoint.save(model, tmp_path, plan, diagnostics={})
+        fuse_(model)
+        expected = self.run(model, torch.float32, per_token=False)
+        loaded = checkpoint.load(tmp_path, fuse=True)
+        assert torch.equal(self.run(loaded, torch.float32, per_token=False), expected)
 
 
 class TestBlock:
