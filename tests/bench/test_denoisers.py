@@ -47,10 +47,24 @@ def test_blocks():
 
 
 def test_a_model_without_adapter():
-    eager, quantized = run("denoisers", "small-cogvideox", ("bf16", "w8a8"))
-    assert eager.timing is not None
+    eager, quantized = run("denoisers", "small-ltx", ("bf16", "w8a8"))
+    assert eager.timing is not None, eager.skipped
     assert eager.weight_bytes is None
-    assert quantized.skipped == "no adapter for CogVideoXTransformer3DModel"
+    assert quantized.skipped == "no adapter for LTXVideoTransformer3DModel"
+
+
+@pytest.mark.parametrize("kind", ["blocks", "denoisers"])
+def test_fused(kind):
+    fused = ("w8a8-fused", "w8a8-fused-unbalanced", "w4a8-fused")
+    for model in ("small-pixart", "small-wan"):
+        for row in run(kind, model, fused):
+            assert row.timing is not None, row.skipped
+
+
+def test_blocks_that_return_two_tensors():
+    for row in run("blocks", "small-cogvideox", ("bf16", "w8a8", "w4a8")):
+        assert row.timing is not None, row.skipped
+        assert row.part == "transformer_blocks"
 
 
 @pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is here")

@@ -5,19 +5,20 @@ from collections import Counter
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from viditq import checkpoint
 from viditq.calibration import move
 from viditq.models.basic_block import SHARED_INPUTS
+from viditq.models.wan import SHARED_INPUTS as WAN_SHARED_INPUTS
 from viditq.nn import QuantLinear
 from viditq.plan import LayerPlan
 from viditq.quantizers import pack
 
 B, S, T, C, HEADS = 2, 6, 5, 32, 2
 PLAN = LayerPlan(smooth=0.5, hadamard=16)
-FIRST = {name: names[0] for names in SHARED_INPUTS for name in names}
 
 
 def random_layer(linear: nn.Linear, plan: LayerPlan, smooth: torch.Tensor) -> QuantLinear:
@@ -32,6 +33,22 @@ def random_layer(linear: nn.Linear, plan: LayerPlan, smooth: torch.Tensor) -> Qu
     if layer.input_scale is not None:
         layer.input_scale.data = torch.tensor(0.02)
     return layer
+
+
+def quantize_layers_(block, shared_inputs, plan, plans=None):
+    """Random quantized layers in ``block``; readers of one input are smoothed alike.
+
+    ``plans`` has those of layers, by name, that are not to have ``plan``; None leaves one float.
+    """
+    first = {name: names[0] for names in shared_inputs for name in names}
+    smooths = {}
+    linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+    for name, linear in linears.items():
+        shared = first.get(name, name)
+        smooth = smooths.setdefault(shared, torch.rand(linear.in_features) + 0.5)
+        if own := (plans or {}).get(name, plan):
+            block.set_submodule(name, random_layer(linear, own, smooth))
+    return block.requires_grad_(False)
 
 
 @pytest.fixture
@@ -49,14 +66,25 @@ def make_block():
             "norm_eps": 1e-6,
         }
         block = BasicTransformerBlock(C, HEADS, C // HEADS, **(settings | options)).eval()
-        smooths = {}
-        linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-        for name, linear in linears.items():
-            shared = FIRST.get(name, name)
-            smooth = smooths.setdefault(shared, torch.rand(linear.in_features) + 0.5)
-            if own := (plans or {}).get(name, plan):
-                block.set_submodule(name, random_layer(linear, own, smooth))
-        return block.requires_grad_(False)
+        return quantize_layers_(block, SHARED_INPUTS, plan, plans)
+
+    return make
+
+
+@pytest.fixture
+def make_wan_block():
+    """A block of Wan, as ``make_block`` makes them."""
+
+    def make(plan=PLAN, plans=None, **options):
+        torch.manual_seed(1)
+        settings = {"dim": C, "ffn_dim": 3 * C, "num_heads": HEADS, "cross_attn_norm": True}
+        block = WanTransformerBlock(**(settings | options)).eval()
+        for module in block.modules():
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:
+                module.weight.data = torch.rand(C) + 0.5
+                if isinstance(module, nn.LayerNorm):
+                    module.bias.data = torch.randn(C) / 10
+        return quantize_layers_(block, WAN_SHARED_INPUTS, plan, plans)
 
     return make
 

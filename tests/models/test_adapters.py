@@ -1,7 +1,12 @@
 """Adapters are facts about diffusers' classes; the classes are asked whether they hold."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
+from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch import nn
 
 import tiny
@@ -10,47 +15,108 @@ from viditq.errors import PipelineError
 from viditq.models import ADAPTERS, adapter_for, adapter_named
 from viditq.plan import ROLES
 
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model of a class, what else it is called with, and what stays float in it."""
+
+    make: Callable[[], nn.Module]
+    latents: tuple[int, ...]
+    float_parts: set[str]
+    arguments: Callable[[], dict[str, Any]] = dict
+
+
+WAN = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 48,
+    "num_layers": 2,
+}
+WAN_FLOAT = {"condition_embedder", "proj_out"}
+COGVIDEOX = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "text_embed_dim": 16,
+    "time_embed_dim": 16,
+    "sample_width": 8,
+    "sample_height": 8,
+    "sample_frames": 5,
+    "max_text_seq_length": 5,
+}
+
 # More blocks than ten in one of them, so that "10" has to come after "9".
-MODELS = {
-    "PixArtTransformer2DModel": lambda: tiny.pixart(layers=11).transformer,
-    "LatteTransformer3DModel": lambda: tiny.latte(layers=2).transformer,
+CASES = {
+    "pixart": Case(
+        lambda: tiny.pixart(layers=11).transformer,
+        (2, 4, 8, 8),
+        {"adaln_single", "caption_projection", "proj_out"},
+        lambda: {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
+    ),
+    "latte": Case(
+        lambda: tiny.latte(layers=2).transformer,
+        (2, 4, 2, 8, 8),
+        {"adaln_single", "caption_projection", "proj_out"},
+    ),
+    "wan": Case(lambda: WanTransformer3DModel(**WAN), (2, 4, 2, 8, 8), WAN_FLOAT),
+    "wan, image to video": Case(
+        lambda: WanTransformer3DModel(**WAN, image_dim=16, added_kv_proj_dim=32),
+        (2, 4, 2, 8, 8),
+        WAN_FLOAT,
+        # The caption is what stands behind so many tokens of the image that 512 are left.
+        lambda: {
+            "encoder_hidden_states": torch.randn(2, 512, 16),
+            "encoder_hidden_states_image": torch.randn(2, 5, 16),
+        },
+    ),
+    "cogvideox": Case(
+        lambda: CogVideoXTransformer3DModel(**COGVIDEOX),
+        (2, 2, 4, 8, 8),
+        {"patch_embed", "time_embedding", "norm_out", "proj_out", "norm1.linear", "norm2.linear"},
+    ),
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(request) -> nn.Module:
-    return MODELS[request.param]().eval()
+@pytest.fixture(scope="module", params=CASES)
+def case(request) -> Case:
+    return CASES[request.param]
 
 
-def run(model: nn.Module) -> None:
+@pytest.fixture(scope="module")
+def model(case) -> nn.Module:
+    torch.manual_seed(0)
+    return case.make().eval()
+
+
+def run(model: nn.Module, case: Case) -> None:
     """One forward pass on two prompts, both longer than one token."""
-    latents = torch.randn(2, 4, 8, 8)
-    if isinstance(model, tiny.LatteTransformer3DModel):
-        latents = latents[:, :, None].repeat(1, 1, 2, 1, 1)
+    arguments = {
+        "hidden_states": torch.randn(case.latents),
+        "timestep": torch.tensor([500, 500]),
+        "encoder_hidden_states": torch.randn(2, 5, 16),
+    }
     with torch.inference_mode():
-        model(
-            hidden_states=latents,
-            timestep=torch.tensor([500, 500]),
-            encoder_hidden_states=torch.randn(2, 5, 16),
-            **(
-                {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
-                if isinstance(model, tiny.PixArtTransformer2DModel)
-                else {}
-            ),
-        )
+        model(**arguments | case.arguments())
 
 
-def test_every_linear_of_every_block_has_a_role_and_nothing_else(model):
+def test_every_linear_of_every_block_has_a_role_and_nothing_else(model, case):
     """Embedders, modulation and the final layer stay float: paper, section 4.1."""
     layers = adapter_for(model).layers(model)
-    in_blocks = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and "transformer_blocks." in name
-    }
-    assert set(layers) == in_blocks
-    outside = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)} - in_blocks
-    assert {n.partition(".")[0] for n in outside} >= {"adaln_single", "caption_projection"}
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert set(layers) <= linears
+    assert {float_part(name) for name in linears - set(layers)} == case.float_parts
+
+
+def float_part(name: str) -> str:
+    """The part of the model that a layer belongs to; of a block, which part of that."""
+    first, *rest = name.split(".")
+    return ".".join(rest[1:]) if first.endswith("blocks") else first
 
 
 def test_facts_about_each_layer(model):
@@ -65,7 +131,7 @@ def test_facts_about_each_layer(model):
         assert ("temporal" in info.role) == (name.startswith("temporal") and ".attn" in name)
 
 
-def test_layers_of_one_group_read_one_tensor_and_others_do_not(model):
+def test_layers_of_one_group_read_one_tensor_and_others_do_not(model, case):
     layers = adapter_for(model).layers(model)
     read: dict[str, torch.Tensor] = {}
     handles = [
@@ -74,7 +140,7 @@ def test_layers_of_one_group_read_one_tensor_and_others_do_not(model):
         )
         for name in layers
     ]
-    run(model)
+    run(model, case)
     for handle in handles:
         handle.remove()
     assert set(read) == set(layers)
@@ -87,7 +153,7 @@ def test_layers_of_one_group_read_one_tensor_and_others_do_not(model):
                 assert a.group != b.group
 
 
-def test_layers_come_in_the_order_in_which_they_run(model):
+def test_layers_come_in_the_order_in_which_they_run(model, case):
     layers = adapter_for(model).layers(model)
     order: list[str] = []
     handles = [
@@ -96,7 +162,7 @@ def test_layers_come_in_the_order_in_which_they_run(model):
         )
         for name in layers
     ]
-    run(model)
+    run(model, case)
     for handle in handles:
         handle.remove()
     assert list(layers) == order
@@ -112,13 +178,13 @@ def test_a_group_is_named_after_its_first_layer(model):
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
 def test_an_adapter_is_found_by_its_class(adapter):
     assert adapter_named(adapter.transformer) is adapter
-    assert adapter.transformer in MODELS
+    assert adapter.name in CASES
     assert adapter.kind in ("image", "video")
 
 
 def test_a_class_without_adapter():
-    with refuses(PipelineError, "FluxTransformer2DModel", *MODELS):
-        adapter_named("FluxTransformer2DModel")
+    with refuses(PipelineError, "LTXVideoTransformer3DModel", *(a.transformer for a in ADAPTERS)):
+        adapter_named("LTXVideoTransformer3DModel")
     with refuses(PipelineError, "Linear"):
         adapter_for(nn.Linear(1, 1))
 

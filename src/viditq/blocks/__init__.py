@@ -27,25 +27,36 @@ def fuse_(model: nn.Module) -> int:
     Returns:
         how many blocks are newly fused.
     """
-    # diffusers takes seconds to import; whoever has a model has waited for it already.
-    from viditq.blocks.basic import BasicTransformerBlock
-
-    blocks = [module for module in model.modules() if BasicTransformerBlock.takes(module)]
-    for block in blocks:
-        block.__class__ = BasicTransformerBlock
-    return len(blocks)
+    twins, fused = _twins(), 0
+    for module in model.modules():
+        twin = twins.get(type(module))
+        if twin is not None and twin.takes(module):
+            module.__class__ = twin
+            fused += 1
+    return fused
 
 
 def unfuse_(model: nn.Module) -> int:
     """Take :func:`fuse_` back, in place; returns how many blocks were fused."""
-    from diffusers.models import attention
-
-    from viditq.blocks.basic import BasicTransformerBlock
-
-    blocks: list[Any] = [m for m in model.modules() if type(m) is BasicTransformerBlock]
+    originals = {twin: original for original, twin in _twins().items()}
+    blocks: list[Any] = [module for module in model.modules() if type(module) in originals]
     for block in blocks:
-        block.__class__ = attention.BasicTransformerBlock
+        block.__class__ = originals[type(block)]
     return len(blocks)
+
+
+def _twins() -> dict[type, Any]:
+    """The fused twin of each class of blocks that has one."""
+    # diffusers takes seconds to import; whoever has a model has waited for it already.
+    from diffusers.models import attention
+    from diffusers.models.transformers import transformer_wan
+
+    from viditq.blocks import basic, wan
+
+    return {
+        attention.BasicTransformerBlock: basic.BasicTransformerBlock,
+        transformer_wan.WanTransformerBlock: wan.WanTransformerBlock,
+    }
 
 
 def is_faster(device: torch.device | str) -> bool:

@@ -22,7 +22,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from viditq.blocks.inputs import Gelu, Input, Modulated, Plain
-from viditq.blocks.products import balancing, finish, is_untouched, read, takes_codes
+from viditq.blocks.products import finish, gains, is_untouched, read
 from viditq.models.basic_block import SHARED_INPUTS
 
 __all__ = ["BasicTransformerBlock"]
@@ -40,19 +40,16 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
 
     @staticmethod
     def takes(block: Any) -> bool:
-        """Whether ``block`` is an original that can be fused, and has a layer that gains by it."""
+        """Whether ``block``, an original, can be fused and has a layer that gains by it."""
         return (
-            type(block) is attention.BasicTransformerBlock
-            and "forward" not in block.__dict__
-            and block.norm_type == "ada_norm_single"
+            block.norm_type == "ada_norm_single"
             and block.pos_embed is None
             and not block.only_cross_attention
             and not hasattr(block, "fuser")
             and len(block.ff.net) == 3
             and all(_is_plain_attention(attn) for attn in _attentions(block))
             and _is_untouched_inside(block)
-            and _balances_alike(block)
-            and any(takes_codes(layer) for layer in block.modules())
+            and gains(block, SHARED_INPUTS)
         )
 
     def forward(
@@ -138,22 +135,6 @@ def _attend(
 
 def _attentions(block: Any) -> list[Any]:
     return [attn for attn in (block.attn1, block.attn2) if attn is not None]
-
-
-def _balances_alike(block: nn.Module) -> bool:
-    """Whether readers of one input whose plans balance it alike also hold the same vector.
-
-    Conversion sees to it; a checkpoint from elsewhere may not.
-    """
-    modules = dict(block.named_modules())
-    for names in SHARED_INPUTS:
-        first: dict[object, Tensor] = {}
-        for layer in (modules[name] for name in names if name in modules):
-            if takes_codes(layer) and layer.smooth is not None:
-                smooth = first.setdefault(balancing(layer), layer.smooth)
-                if not torch.equal(smooth, layer.smooth):
-                    return False
-    return True
 
 
 def _is_plain_attention(attn: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from viditq.nn import QuantLinear
 from viditq.ops import gelu_quantize, norm_quantize, quantize_rows
 
-__all__ = ["Gelu", "Input", "Modulated", "Plain"]
+__all__ = ["Gelu", "Input", "Modulated", "ModulatedInFp32", "Plain", "over_tokens"]
 
 
 class Input(Protocol):
@@ -64,14 +64,20 @@ class Plain:
 
 @dataclass
 class Modulated(Plain):
-    """``norm(x) · (1 + gain) + shift``, with ``gain`` and ``shift`` (B, K)."""
+    """``norm(x) · (1 + gain) + shift``, with ``gain`` and ``shift`` (B, K), (B, S, K) or none."""
 
     norm: nn.LayerNorm
-    gain: Tensor
-    shift: Tensor
+    gain: Tensor | None = None
+    shift: Tensor | None = None
 
     def values(self) -> Tensor:
-        return self.norm(self.x) * (1 + self.gain[:, None]) + self.shift[:, None]
+        return self._of(self.x)
+
+    def _of(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        if self.gain is not None:
+            y = y * (1 + over_tokens(self.gain))
+        return y if self.shift is None else y + over_tokens(self.shift)
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
         return norm_quantize(
@@ -80,12 +86,20 @@ class Modulated(Plain):
             self.norm.eps,
             weight=self.norm.weight,
             bias=self.norm.bias,
-            gain=self.gain,
-            shift=self.shift,
+            gain=None if self.gain is None else self.gain.flatten(0, -2),
+            shift=None if self.shift is None else self.shift.flatten(0, -2),
             smooth=layer.smooth,
             hadamard=layer.hadamard,
             bits=layer.plan.activation_format.bits,
         )
+
+
+@dataclass
+class ModulatedInFp32(Modulated):
+    """The same, computed in fp32 whatever the dtype of ``x`` is, and rounded to that once."""
+
+    def values(self) -> Tensor:
+        return self._of(self.x.float()).type_as(self.x)
 
 
 @dataclass
@@ -105,3 +119,8 @@ class Gelu(Plain):
             hadamard=layer.hadamard,
             bits=layer.plan.activation_format.bits,
         )
+
+
+def over_tokens(vectors: Tensor) -> Tensor:
+    """(B, K) -> (B, 1, K), which is added to or multiplied with (B, S, K); that stays as it is."""
+    return vectors[:, None] if vectors.ndim == 2 else vectors

@@ -11,13 +11,14 @@ and what is taken off as well. (Compiled code keeps the judgement of its compila
 from collections.abc import Sequence
 from typing import TypeGuard, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from viditq.blocks.inputs import Input
+from viditq.blocks.inputs import Input, over_tokens
 from viditq.blocks.joint import multiply
 from viditq.nn import QuantLinear
 
-__all__ = ["balancing", "finish", "is_untouched", "read", "takes_codes"]
+__all__ = ["balancing", "finish", "gains", "is_untouched", "read", "takes_codes"]
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -41,6 +42,35 @@ def takes_codes(layer: nn.Module) -> TypeGuard[QuantLinear]:
 def balancing(layer: QuantLinear) -> tuple[str, float | None, int]:
     """What decides how an input is quantized: layers that read it and agree here share codes."""
     return layer.plan.activation, layer.plan.smooth, layer.hadamard
+
+
+def gains(block: nn.Module, shared_inputs: Sequence[Sequence[str]]) -> bool:
+    """Whether fusing ``block`` serves a layer of it and replaces nothing but its class's forward.
+
+    Args:
+        block: of a class that has a fused twin.
+        shared_inputs: names in the block of layers that read the same tensor.
+    """
+    return (
+        "forward" not in block.__dict__
+        and any(takes_codes(layer) for layer in block.modules())
+        and all(_balance_alike(block, names) for names in shared_inputs)
+    )
+
+
+def _balance_alike(block: nn.Module, names: Sequence[str]) -> bool:
+    """Whether readers of one input whose plans balance it alike also hold the same vector.
+
+    Conversion sees to it; a checkpoint from elsewhere may not.
+    """
+    modules = dict(block.named_modules())
+    first: dict[object, Tensor] = {}
+    for layer in (modules[name] for name in names if name in modules):
+        if takes_codes(layer) and layer.smooth is not None:
+            smooth = first.setdefault(balancing(layer), layer.smooth)
+            if not torch.equal(smooth, layer.smooth):
+                return False
+    return True
 
 
 def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
@@ -75,10 +105,11 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
 
 
 def finish(x: Input, layer: nn.Module, residual: Tensor, gate: Tensor | None = None) -> Tensor:
-    """``gate · layer(x) + residual``: residual (B, S, N), gate (B, N) -> (B, S, N)."""
+    """``gate · layer(x) + residual``: residual (B, S, N), gate (B, N) or (B, S, N) -> (B, S, N)."""
     if takes_codes(layer):
         rows = residual.flatten(0, 1)
-        y = multiply(*x.codes(layer), [layer], x.dtype, gate=gate, residual=rows)
+        gates = None if gate is None else gate.flatten(0, -2)
+        y = multiply(*x.codes(layer), [layer], x.dtype, gate=gates, residual=rows)
         return y.unflatten(0, x.tokens)
     y = layer(x.values())
-    return (y if gate is None else gate[:, None] * y) + residual
+    return ((y if gate is None else over_tokens(gate) * y) + residual).to(x.dtype)

@@ -1,4 +1,7 @@
-"""Names in diffusers' ``BasicTransformerBlock``, which PixArt and Latte are made of."""
+"""Names in diffusers' ``BasicTransformerBlock``, which PixArt and Latte are made of.
+
+Other families have blocks of their own and some of these names.
+"""
 
 __all__ = ["CROSS_ATTENTION", "FEED_FORWARD", "SHARED_INPUTS", "TOKEN_MASKS", "self_attention"]
 
