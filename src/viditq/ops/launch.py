@@ -1,7 +1,8 @@
 """What the launches of Triton kernels share, above all a short way to a kernel compiled before.
 
 At every call Triton works out what each argument means for compilation, which takes the processor
-as long as a small kernel takes the GPU. :func:`launch` finds what was compiled by a key of its own.
+longer than a small kernel takes the GPU. :func:`launch` finds what was compiled by a key of its own
+and hands it to Triton's launcher. Declined: Triton's launch hooks, from the second launch on.
 """
 
 from collections.abc import Mapping
@@ -34,27 +35,30 @@ def launch(
         programs: how many.
         tensors: pointers to it.
         numbers: values known at run time.
-        constants: hashable; with ``options`` and the types of the tensors they decide what is
-            compiled.
-        options: of the compilation.
+        constants: hashable; with the types of the tensors they decide what is compiled.
+        options: of the compilation; they follow from the constants.
         described: TMA descriptors.
     """
     device = tensors[0].device  # pyright: ignore[reportOptionalMemberAccess]
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
+    index = device.index
+    if index is not None and index != torch._C._cuda_getDevice():
         with torch.cuda.device(device):
             launch(kernel, programs, tensors, numbers, constants, options, described=described)
         return
     kinds = [None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors]
     kinds += [None if d is None else (d.base.dtype, *d.block_shape) for d in described]
     # Numbers as they are: which of them Triton tells apart, ones and multiples of 16, is its own.
-    key = (id(kernel), device.index, *kinds, numbers, constants, *options.values())
-    compiled = _compiled.get(key)
+    key = (id(kernel), index, *kinds, numbers, constants)
+    found = _compiled.get(key)
     arguments = (*described, *tensors, *numbers, *constants)
-    if compiled is None:
-        # The interpreter compiles nothing and returns nothing.
-        _compiled[key] = kernel[(programs,)](*arguments, **options)
-    else:
-        compiled[(programs, 1, 1)](*arguments)
+    if found is None:
+        compiled = kernel[(programs,)](*arguments, **options)
+        if compiled is not None:  # The interpreter compiles nothing.
+            _compiled[key] = compiled.run, compiled.function, compiled.packed_metadata
+        return
+    run, function, metadata = found
+    stream = torch._C._cuda_getCurrentRawStream(index)
+    run(programs, 1, 1, stream, function, metadata, None, None, None, *arguments)
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:

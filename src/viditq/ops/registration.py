@@ -54,7 +54,7 @@ def register_op(
             it can compute these arguments.
 
     Returns:
-        The operator.
+        The operator, or a function that calls it or, if nothing watches, what it would call.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -69,7 +69,27 @@ def register_op(
             return reference(x, *rest)
 
         _LIBRARY.impl(name, on_cuda, "CUDA")
-    return getattr(torch.ops.viditq, name).default
+    operator = getattr(torch.ops.viditq, name).default
+    if kernels is None:
+        return operator
+
+    def call(x: Tensor, *rest: Any) -> Any:
+        # The way through the dispatcher takes the processor as long as the rest of a launch.
+        if torch.compiler.is_compiling() or not x.is_cuda or _is_watched(x):
+            return operator(x, *rest)
+        return on_cuda(x, *rest)
+
+    return call
+
+
+def _is_watched(x: Tensor) -> bool:
+    """Whether anything but plain computation is to happen: tracing, subclasses, dispatch modes."""
+    return (
+        type(x) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def fastest_backend(device: torch.device) -> str:

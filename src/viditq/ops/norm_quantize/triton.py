@@ -131,8 +131,7 @@ def norm_quantize(
         )
     x, tile = dense(x), tiling(features, hadamard, vectors=2)
     weight, bias, smooth = (v if v is None else dense(v) for v in (weight, bias, smooth))
-    batches = math.lcm(*(len(v) for v in (gain, shift) if v is not None))
-    gain, shift = (v if v is None else _spread(v, batches) for v in (gain, shift))
+    gain, shift, batches = _of_one_length(gain, shift)
     codes, scale = empty_result(x, features)
     shared = programs(x, tile, batches)
     strides = (0 if v is None else v.stride(0) for v in (x, gain, shift))
@@ -147,8 +146,18 @@ def norm_quantize(
     return codes, scale
 
 
-def _spread(vectors: Tensor, batches: int) -> Tensor:
-    """(B, K) -> (batches, K), each for as many consecutive ones."""
-    if len(vectors) != batches:
-        vectors = vectors.repeat_interleave(batches // len(vectors), 0)
-    return dense(vectors)
+def _of_one_length(
+    gain: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """Both with as many vectors, each for as many consecutive rows, and that number."""
+    lengths = {v.shape[0] for v in (gain, shift) if v is not None}
+    batches = math.lcm(*lengths)
+    if len(lengths) > 1:
+        gain, shift = (
+            v if v is None else v.repeat_interleave(batches // v.shape[0], 0) for v in (gain, shift)
+        )
+    return (
+        gain if gain is None else dense(gain),
+        shift if shift is None else dense(shift),
+        batches,
+    )
