@@ -5,19 +5,24 @@ from collections import Counter
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.transformers.transformer_flux import (
+    FluxPosEmbed,
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from viditq import checkpoint
 from viditq.calibration import move
-from viditq.models.basic_block import SHARED_INPUTS
+from viditq.models import basic_block, flux
 from viditq.nn import QuantLinear
 from viditq.plan import LayerPlan
 from viditq.quantizers import pack
 
 B, S, T, C, HEADS = 2, 6, 5, 32, 2
 PLAN = LayerPlan(smooth=0.5, hadamard=16)
-FIRST = {name: names[0] for names in SHARED_INPUTS for name in names}
+FLUX_BLOCKS = {"double": FluxTransformerBlock, "single": FluxSingleTransformerBlock}
 
 
 def random_layer(linear: nn.Linear, plan: LayerPlan, smooth: torch.Tensor) -> QuantLinear:
@@ -32,6 +37,18 @@ def random_layer(linear: nn.Linear, plan: LayerPlan, smooth: torch.Tensor) -> Qu
     if layer.input_scale is not None:
         layer.input_scale.data = torch.tensor(0.02)
     return layer
+
+
+def quantize_(block, plan, plans, shared_inputs, wanted=lambda name: True):
+    """Random quantized layers in ``block``, in place; those that share an input share smoothing."""
+    first = {name: names[0] for names in shared_inputs for name in names}
+    smooths = {}
+    linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
+    for name, linear in linears.items():
+        smooth = smooths.setdefault(first.get(name, name), torch.rand(linear.in_features) + 0.5)
+        if wanted(name) and (own := (plans or {}).get(name, plan)):
+            block.set_submodule(name, random_layer(linear, own, smooth))
+    return block.requires_grad_(False)
 
 
 @pytest.fixture
@@ -49,14 +66,26 @@ def make_block():
             "norm_eps": 1e-6,
         }
         block = BasicTransformerBlock(C, HEADS, C // HEADS, **(settings | options)).eval()
-        smooths = {}
-        linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-        for name, linear in linears.items():
-            shared = FIRST.get(name, name)
-            smooth = smooths.setdefault(shared, torch.rand(linear.in_features) + 0.5)
-            if own := (plans or {}).get(name, plan):
-                block.set_submodule(name, random_layer(linear, own, smooth))
-        return block.requires_grad_(False)
+        return quantize_(block, plan, plans, basic_block.SHARED_INPUTS)
+
+    return make
+
+
+@pytest.fixture
+def make_flux():
+    """A ``double`` or ``single`` block of FLUX, by ``make_flux(kind, plan, plans)`` likewise."""
+
+    def make(kind, plan=PLAN, plans=None):
+        torch.manual_seed(1)
+        block = FLUX_BLOCKS[kind](C, HEADS, C // HEADS).eval()
+        for name, parameter in block.named_parameters():
+            if name.startswith("norm"):
+                parameter.data = torch.randn(parameter.shape) / 4
+            elif "norm" in name:
+                parameter.data = torch.rand(parameter.shape) + 0.5
+        return quantize_(
+            block, plan, plans, flux.SHARED_INPUTS, lambda name: not name.startswith("norm")
+        )
 
     return make
 
@@ -71,6 +100,18 @@ def inputs():
         "encoder_hidden_states": torch.randn(B, T, C),
         "encoder_attention_mask": mask,
         "timestep": torch.randn(B, 6 * C) / 2,
+    }
+
+
+@pytest.fixture
+def flux_inputs():
+    """Arguments of a block of FLUX."""
+    positions = torch.arange(3.0 * (T + S)).view(T + S, 3)
+    return {
+        "hidden_states": torch.randn(B, S, C),
+        "encoder_hidden_states": torch.randn(B, T, C),
+        "temb": torch.randn(B, C),
+        "image_rotary_emb": FluxPosEmbed(100, [4, 6, 6])(positions),
     }
 
 

@@ -27,25 +27,31 @@ def fuse_(model: nn.Module) -> int:
     Returns:
         how many blocks are newly fused.
     """
-    # diffusers takes seconds to import; whoever has a model has waited for it already.
-    from viditq.blocks.basic import BasicTransformerBlock
-
-    blocks = [module for module in model.modules() if BasicTransformerBlock.takes(module)]
+    twins = _twins()
+    blocks: list[Any] = [m for m in model.modules() if type(m) in twins]
+    blocks = [block for block in blocks if twins[type(block)].takes(block)]
     for block in blocks:
-        block.__class__ = BasicTransformerBlock
+        block.__class__ = twins[type(block)]
     return len(blocks)
 
 
 def unfuse_(model: nn.Module) -> int:
     """Take :func:`fuse_` back, in place; returns how many blocks were fused."""
-    from diffusers.models import attention
-
-    from viditq.blocks.basic import BasicTransformerBlock
-
-    blocks: list[Any] = [m for m in model.modules() if type(m) is BasicTransformerBlock]
+    originals = {twin: original for original, twin in _twins().items()}
+    blocks: list[Any] = [m for m in model.modules() if type(m) in originals]
     for block in blocks:
-        block.__class__ = attention.BasicTransformerBlock
+        block.__class__ = originals[type(block)]
     return len(blocks)
+
+
+def _twins() -> dict[type[nn.Module], Any]:
+    """The fused twin of each class of block that has one."""
+    # diffusers takes seconds to import; whoever has a model has waited for it already.
+    from viditq.blocks.basic import BasicTransformerBlock
+    from viditq.blocks.flux import FluxSingleTransformerBlock, FluxTransformerBlock
+
+    twins = (BasicTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
+    return {twin.__bases__[0]: twin for twin in twins}
 
 
 def is_faster(device: torch.device | str) -> bool:

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models import attention
-from diffusers.models.activations import GELU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from viditq.blocks.inputs import Gelu, Input, Modulated, Plain
-from viditq.blocks.products import balancing, finish, is_untouched, read, takes_codes
+from viditq.blocks.feed_forward import feed, is_plain_feed_forward
+from viditq.blocks.inputs import Input, Modulated, Plain
+from viditq.blocks.products import finish, gains, is_untouched, read
 from viditq.models.basic_block import SHARED_INPUTS
 
 __all__ = ["BasicTransformerBlock"]
@@ -40,19 +40,15 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
 
     @staticmethod
     def takes(block: Any) -> bool:
-        """Whether ``block`` is an original that can be fused, and has a layer that gains by it."""
+        """Whether ``block``, an original, can be fused, and has a layer that gains by it."""
         return (
-            type(block) is attention.BasicTransformerBlock
-            and "forward" not in block.__dict__
-            and block.norm_type == "ada_norm_single"
+            block.norm_type == "ada_norm_single"
             and block.pos_embed is None
             and not block.only_cross_attention
             and not hasattr(block, "fuser")
-            and len(block.ff.net) == 3
             and all(_is_plain_attention(attn) for attn in _attentions(block))
             and _is_untouched_inside(block)
-            and _balances_alike(block)
-            and any(takes_codes(layer) for layer in block.modules())
+            and gains(block, SHARED_INPUTS)
         )
 
     def forward(
@@ -109,9 +105,7 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
         x = _attend(self.attn1, normed, normed, attention_mask, x, gate_attn)
         if self.attn2 is not None:
             x = _attend(self.attn2, Plain(x), Plain(captions), encoder_attention_mask, x)
-        up, _, down = self.ff.net
-        (hidden,) = read(Modulated(x, self.norm2, gain_ff, shift_ff), [up.proj])
-        return finish(Gelu(hidden, up.approximate), down, x, gate_ff)
+        return feed(self.ff, Modulated(x, self.norm2, gain_ff, shift_ff), x, gate_ff)
 
     def _get_name(self) -> str:
         return f"Fused{super()._get_name()}"
@@ -140,22 +134,6 @@ def _attentions(block: Any) -> list[Any]:
     return [attn for attn in (block.attn1, block.attn2) if attn is not None]
 
 
-def _balances_alike(block: nn.Module) -> bool:
-    """Whether readers of one input whose plans balance it alike also hold the same vector.
-
-    Conversion sees to it; a checkpoint from elsewhere may not.
-    """
-    modules = dict(block.named_modules())
-    for names in SHARED_INPUTS:
-        first: dict[object, Tensor] = {}
-        for layer in (modules[name] for name in names if name in modules):
-            if takes_codes(layer) and layer.smooth is not None:
-                smooth = first.setdefault(balancing(layer), layer.smooth)
-                if not torch.equal(smooth, layer.smooth):
-                    return False
-    return True
-
-
 def _is_plain_attention(attn: Any) -> bool:
     """Whether there is nothing but projections and the attention between them."""
     norms = (attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
@@ -176,13 +154,10 @@ def _is_plain_mask(mask: Tensor | None, keys: Tensor) -> bool:
 
 def _is_untouched_inside(block: Any) -> bool:
     """Whether every submodule that the fused forward passes by is as diffusers made it."""
-    up, dropout, _ = block.ff.net
     return (
         is_untouched(block.norm1, nn.LayerNorm)
         and is_untouched(block.norm2, nn.LayerNorm)
-        and is_untouched(block.ff, attention.FeedForward)
-        and is_untouched(up, GELU)
-        and is_untouched(dropout, nn.Dropout)
+        and is_plain_feed_forward(block.ff)
         and all(_is_untouched_attention(attn) for attn in _attentions(block))
     )
 

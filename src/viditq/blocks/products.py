@@ -8,16 +8,17 @@ and what is taken off as well. (Compiled code keeps the judgement of its compila
 ``torch.compile`` does with all hooks.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeGuard, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from viditq.blocks.inputs import Input
 from viditq.blocks.joint import multiply
 from viditq.nn import QuantLinear
 
-__all__ = ["balancing", "finish", "is_untouched", "read", "takes_codes"]
+__all__ = ["finish", "gains", "is_untouched", "read", "takes_codes"]
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -41,6 +42,27 @@ def takes_codes(layer: nn.Module) -> TypeGuard[QuantLinear]:
 def balancing(layer: QuantLinear) -> tuple[str, float | None, int]:
     """What decides how an input is quantized: layers that read it and agree here share codes."""
     return layer.plan.activation, layer.plan.smooth, layer.hadamard
+
+
+def gains(block: nn.Module, shared_inputs: Iterable[Sequence[str]]) -> bool:
+    """Whether fused products may compute ``block`` and some layer of it would use one.
+
+    Readers of one input whose plans balance it alike must hold the same vector. Conversion sees to
+    it; a checkpoint from elsewhere may not.
+
+    Args:
+        block: with the forward of its class, or it has one that wraps that already.
+        shared_inputs: names of layers that read the same tensor; some may not be there.
+    """
+    modules = dict(block.named_modules())
+    for names in shared_inputs:
+        first: dict[object, Tensor] = {}
+        for layer in (modules[name] for name in names if name in modules):
+            if takes_codes(layer) and layer.smooth is not None:
+                smooth = first.setdefault(balancing(layer), layer.smooth)
+                if not torch.equal(smooth, layer.smooth):
+                    return False
+    return "forward" not in block.__dict__ and any(map(takes_codes, modules.values()))
 
 
 def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:

@@ -4,12 +4,13 @@ from torch import nn
 
 from viditq.errors import PipelineError
 from viditq.models.adapter import Adapter, LayerInfo
+from viditq.models.flux import FLUX
 from viditq.models.latte import LATTE
 from viditq.models.pixart import PIXART
 
 __all__ = ["ADAPTERS", "Adapter", "LayerInfo", "adapter_for", "adapter_named"]
 
-ADAPTERS = (PIXART, LATTE)
+ADAPTERS = (PIXART, LATTE, FLUX)
 
 
 def adapter_named(class_name: str) -> Adapter:

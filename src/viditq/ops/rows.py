@@ -5,13 +5,13 @@ known before its first code. It walks over many rows, because vectors per channe
 ``smooth`` above all) are loaded and combined once per program.
 
 A row is cut into *pieces*. Their widths are powers of two, as Triton wants them, and together fit K
-better than its next power of two: 4608 = 4096 + 512. A piece is C chunks of consecutive columns,
-and a chunk is cut into *parts*. A row whose
-first columns lie in another tensor has pieces of their own for these. A kernel holds a part as a tensor of shape (C, L): L columns of
-each chunk. Triton lays the last dimension out over vectors and lanes and the first over lanes and
-warps. L is wide enough for full vectors and no wider, so that a chunk is with few lanes: most
-butterflies of the rotation then are additions within a thread, the others exchange values between
-lanes, and none needs shared memory.
+better than its next power of two: 4608 = 4096 + 512. A row whose first columns lie in another
+tensor has pieces of their own for these. A piece is C chunks of consecutive columns, and a chunk is
+cut into *parts*. A kernel holds a part as a tensor of shape (C, L): L columns of each chunk. Triton
+lays the last dimension out over vectors and lanes and the first over lanes and warps. L is wide
+enough for full vectors and no wider, so that a chunk is with few lanes: most butterflies of the
+rotation then are additions within a thread, the others exchange values between lanes, and none
+needs shared memory.
 
 Declined: other dtypes than :data:`FLOATS`, which run the reference. Rows beyond about 16 thousand
 features come out right, but no longer fit the registers. Sums of a rotation are scaled at the end,
@@ -132,10 +132,11 @@ class Tiling:
 
 @cache
 def tiling(features: int, block: int = 0, vectors: int = 1, left: int = 0) -> Tiling:
-    """For rows of ``features``, rotated in blocks of ``block``, which divides ``left`` too.
+    """For rows of ``features``, rotated in blocks of ``block``.
 
-    The first ``left`` columns and the others have parts of their own. ``vectors`` per channel, 1 or 2, stay in registers beside the values. So 16 warps of a
-    multiprocessor have 128 registers for each thread, or 12 have 168.
+    The first ``left`` columns, which ``block`` divides too, have parts of their own. ``vectors``
+    per channel, 1 or 2, stay in registers beside the values. So 16 warps of a multiprocessor have
+    128 registers for each thread, or 12 have 168.
     """
     block = block if block > 1 else 0
     warps_resident, per_thread = (16, 56) if vectors == 1 else (12, 48)
