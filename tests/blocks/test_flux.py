@@ -9,10 +9,12 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.transformers import transformer_flux
 from torch import nn
 
+import tiny
 from viditq.bench.random_models import build, quantize_random_
 from viditq.blocks import fuse_, unfuse_
 from viditq.blocks.inputs import Gelu
 from viditq.blocks.products import finish
+from viditq.nn import FP32_TENSORS
 from viditq.plan import LayerPlan
 
 KINDS = ["double", "single"]
@@ -54,41 +56,19 @@ def run(block: nn.Module, inputs: dict) -> torch.Tensor:
         return torch.cat(block(**inputs), 1)
 
 
-def tiny_flux(dtype=torch.float32) -> nn.Module:
-    config = {
-        "num_layers": 2,
-        "num_single_layers": 3,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 24,
-        "pooled_projection_dim": 12,
-        "in_channels": 8,
-        "guidance_embeds": True,
-        "axes_dims_rope": (4, 6, 6),
-    }
-    return build("FluxTransformer2DModel", config, torch.device("cpu"), dtype)
+def make(dtype=torch.float32) -> nn.Module:
+    return build("FluxTransformer2DModel", tiny.flux_config(), torch.device("cpu"), dtype)
 
 
 def denoise(model: nn.Module, dtype=torch.float32) -> torch.Tensor:
-    torch.manual_seed(0)
     with torch.no_grad():
-        [y] = model(
-            hidden_states=torch.randn(2, 9, 8).to(dtype),
-            encoder_hidden_states=torch.randn(2, 5, 24).to(dtype),
-            pooled_projections=torch.randn(2, 12).to(dtype),
-            timestep=torch.tensor([0.5, 0.3]),
-            guidance=torch.tensor([3.5, 3.5]),
-            img_ids=torch.randn(9, 3),
-            txt_ids=torch.zeros(5, 3),
-            return_dict=False,
-        )
-    return y.float()
+        return model(**tiny.flux_inputs(dtype))[0].float()
 
 
 @pytest.mark.parametrize("plan", PLANS)
 class TestDenoiser:
     def test_fused_is_drop_in_but_for_a_few_codes(self, plan):
-        model = quantize_random_(tiny_flux(), PLANS[plan])
+        model = quantize_random_(make(), PLANS[plan])
         expected = denoise(model)
         assert fuse_(model) == 5
         assert distance(denoise(model), expected) <= 1e-3
@@ -96,8 +76,8 @@ class TestDenoiser:
         assert torch.equal(denoise(model), expected)
 
     def test_in_bf16_it_is_no_farther_from_fp32_than_drop_in(self, plan):
-        exact = denoise(quantize_random_(tiny_flux(torch.bfloat16).float(), PLANS[plan]))
-        model = quantize_random_(tiny_flux(torch.bfloat16), PLANS[plan])
+        exact = denoise(quantize_random_(make(torch.bfloat16).float(), PLANS[plan]))
+        model = quantize_random_(make(torch.bfloat16), PLANS[plan])
         drop_in = distance(denoise(model, torch.bfloat16), exact)
         fuse_(model)
         assert distance(denoise(model, torch.bfloat16), exact) <= 1.1 * drop_in
@@ -107,7 +87,10 @@ class TestDenoiser:
 class TestBlock:
     @pytest.mark.parametrize("plan", PLANS)
     def test_computes_what_its_layers_would(self, make_flux, flux_inputs, count_ops, kind, plan):
-        """Counted, so that a block that silently falls back fails."""
+        """Ops are counted, so that a block that silently falls back fails.
+
+        A code may flip, as in test_basic, behind the last norm most often: then in one token.
+        """
         block = make_flux(kind, PLANS[plan])
         expected = run(block, flux_inputs)
         product = "int4_linear" if plan == "w4a8" else "int8_linear"
@@ -116,7 +99,8 @@ class TestBlock:
         assert fuse_(block) == 1
         fused = run(block, flux_inputs)
         assert fused.shape == expected.shape
-        assert distance(fused, expected) <= 1e-5
+        assert distance(fused, expected) <= 1e-3
+        assert ((fused - expected).abs().amax(-1) > 1e-5 * expected.abs().amax()).sum() <= 1
         counts = {product if k == "int8_linear" else k: n for k, n in FUSED[kind].items()}
         assert count_ops(block, **flux_inputs) == counts
 
@@ -138,12 +122,14 @@ class TestBlock:
 
     def test_clips_half_precision_as_the_original(self, make_flux, flux_inputs, kind):
         """A text token at the edge of the range comes out at its edge, not infinite."""
-        block = make_flux(kind).half()
-        for name, module in block.named_modules():
-            if name.startswith("norm") and isinstance(module, nn.Linear):
-                module.bias.data *= 100
+        block = make_flux(kind)
+        norm = block.norm if kind == "single" else block.norm1_context
+        norm.linear.bias.data[-32:] = 1000.0  # the last gate
+        for name, parameter in block.named_parameters():
+            if name.rpartition(".")[2] not in FP32_TENSORS and parameter.is_floating_point():
+                parameter.data = parameter.data.half()
         inputs = {k: v.half() for k, v in flux_inputs.items() if k != "image_rotary_emb"}
-        inputs["encoder_hidden_states"][:, 0] *= 60000 / inputs["encoder_hidden_states"][:, 0].abs()
+        inputs["encoder_hidden_states"][:, 0] = inputs["encoder_hidden_states"][:, 0].sign() * 65000
         expected = run(block, inputs)[:, :5]
         fuse_(block)
         text = run(block, inputs)[:, :5]
@@ -219,7 +205,8 @@ class TestSomethingOnALayer:
 
         def hook(block):
             layer = block.get_submodule(name)
-            handles.append(layer.register_forward_hook(lambda module, args, y: 2 * y))
+            # Not twice the output, which a norm of the heads would take back.
+            handles.append(layer.register_forward_hook(lambda module, args, y: y.flip(-1)))
 
         fused = self.compare(make_flux, flux_inputs, case, hook)
         handles[-1].remove()
