@@ -27,31 +27,37 @@ def fuse_(model: nn.Module) -> int:
     Returns:
         how many blocks are newly fused.
     """
-    twins = _twins()
-    blocks: list[Any] = [m for m in model.modules() if type(m) in twins]
-    blocks = [block for block in blocks if twins[type(block)].takes(block)]
-    for block in blocks:
-        block.__class__ = twins[type(block)]
-    return len(blocks)
+    twins, fused = _twins(), 0
+    for module in model.modules():
+        twin = twins.get(type(module))
+        if twin is not None and twin.takes(module):
+            module.__class__ = twin
+            fused += 1
+    return fused
 
 
 def unfuse_(model: nn.Module) -> int:
     """Take :func:`fuse_` back, in place; returns how many blocks were fused."""
     originals = {twin: original for original, twin in _twins().items()}
-    blocks: list[Any] = [m for m in model.modules() if type(m) in originals]
+    blocks: list[Any] = [module for module in model.modules() if type(module) in originals]
     for block in blocks:
         block.__class__ = originals[type(block)]
     return len(blocks)
 
 
-def _twins() -> dict[type[nn.Module], Any]:
-    """The fused twin of each class of block that has one."""
+def _twins() -> dict[type, Any]:
+    """The fused twin of each class of blocks that has one."""
     # diffusers takes seconds to import; whoever has a model has waited for it already.
-    from viditq.blocks.basic import BasicTransformerBlock
-    from viditq.blocks.flux import FluxSingleTransformerBlock, FluxTransformerBlock
+    from diffusers.models import attention
+    from diffusers.models.transformers import transformer_flux
 
-    twins = (BasicTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock)
-    return {twin.__bases__[0]: twin for twin in twins}
+    from viditq.blocks import basic, flux
+
+    return {
+        attention.BasicTransformerBlock: basic.BasicTransformerBlock,
+        transformer_flux.FluxTransformerBlock: flux.FluxTransformerBlock,
+        transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
+    }
 
 
 def is_faster(device: torch.device | str) -> bool:

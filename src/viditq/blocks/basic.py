@@ -40,7 +40,7 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
 
     @staticmethod
     def takes(block: Any) -> bool:
-        """Whether ``block``, an original, can be fused, and has a layer that gains by it."""
+        """Whether ``block``, an original, can be fused and has a layer that gains by it."""
         return (
             block.norm_type == "ada_norm_single"
             and block.pos_embed is None

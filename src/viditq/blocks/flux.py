@@ -45,7 +45,7 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
 
     @staticmethod
     def takes(block: Any) -> bool:
-        """Whether ``block``, an original, can be fused, and has a layer that gains by it."""
+        """Whether ``block``, an original, can be fused and has a layer that gains by it."""
         return (
             block.attn.added_kv_proj_dim is not None
             and _is_untouched_double(block)
@@ -113,7 +113,7 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
 
     @staticmethod
     def takes(block: Any) -> bool:
-        """Whether ``block``, an original, can be fused, and has a layer that gains by it."""
+        """Whether ``block``, an original, can be fused and has a layer that gains by it."""
         return (
             block.attn.added_kv_proj_dim is None
             and _is_untouched_single(block)

@@ -8,7 +8,7 @@ and what is taken off as well. (Compiled code keeps the judgement of its compila
 ``torch.compile`` does with all hooks.)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeGuard, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from viditq.blocks.inputs import Input
 from viditq.blocks.joint import multiply
 from viditq.nn import QuantLinear
 
-__all__ = ["finish", "gains", "is_untouched", "read", "takes_codes"]
+__all__ = ["balancing", "finish", "gains", "is_untouched", "read", "takes_codes"]
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -44,25 +44,33 @@ def balancing(layer: QuantLinear) -> tuple[str, float | None, int]:
     return layer.plan.activation, layer.plan.smooth, layer.hadamard
 
 
-def gains(block: nn.Module, shared_inputs: Iterable[Sequence[str]]) -> bool:
-    """Whether fused products may compute ``block`` and some layer of it would use one.
-
-    Readers of one input whose plans balance it alike must hold the same vector. Conversion sees to
-    it; a checkpoint from elsewhere may not.
+def gains(block: nn.Module, shared_inputs: Sequence[Sequence[str]]) -> bool:
+    """Whether fusing ``block`` serves a layer of it and replaces nothing but its class's forward.
 
     Args:
-        block: with the forward of its class, or it has one that wraps that already.
-        shared_inputs: names of layers that read the same tensor; some may not be there.
+        block: of a class that has a fused twin.
+        shared_inputs: names in the block of layers that read the same tensor.
+    """
+    return (
+        "forward" not in block.__dict__
+        and any(takes_codes(layer) for layer in block.modules())
+        and all(_balance_alike(block, names) for names in shared_inputs)
+    )
+
+
+def _balance_alike(block: nn.Module, names: Sequence[str]) -> bool:
+    """Whether readers of one input whose plans balance it alike also hold the same vector.
+
+    Conversion sees to it; a checkpoint from elsewhere may not.
     """
     modules = dict(block.named_modules())
-    for names in shared_inputs:
-        first: dict[object, Tensor] = {}
-        for layer in (modules[name] for name in names if name in modules):
-            if takes_codes(layer) and layer.smooth is not None:
-                smooth = first.setdefault(balancing(layer), layer.smooth)
-                if not torch.equal(smooth, layer.smooth):
-                    return False
-    return "forward" not in block.__dict__ and any(map(takes_codes, modules.values()))
+    first: dict[object, Tensor] = {}
+    for layer in (modules[name] for name in names if name in modules):
+        if takes_codes(layer) and layer.smooth is not None:
+            smooth = first.setdefault(balancing(layer), layer.smooth)
+            if not torch.equal(smooth, layer.smooth):
+                return False
+    return True
 
 
 def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
