@@ -15,6 +15,7 @@ from viditq.blocks import fuse_, unfuse_
 from viditq.blocks.inputs import Gelu
 from viditq.blocks.products import finish
 from viditq.nn import FP32_TENSORS
+from viditq.ops.joint_linear import reference
 from viditq.plan import LayerPlan
 
 KINDS = ["double", "single"]
@@ -408,6 +409,27 @@ class TestStaysAModule:
         block.attn.to_v.register_forward_hook(lambda module, args, y: 2 * y)
         fuse_(block)
         self.compare_compiled(block, flux_inputs)
+
+    @pytest.mark.parametrize("weight", ["int8", "int4"])
+    def test_compiled_code_copies_no_weights(
+        self, make_flux, flux_inputs, monkeypatch, kind, weight
+    ):
+        """They lie side by side from the start, where the op finds them."""
+        block = make_flux(kind, LayerPlan(weight=weight, smooth=0.5, hadamard=16))
+        fuse_(block)
+        found, look = [], reference.side_by_side
+
+        def watched(parts):
+            found.append(look(parts))
+            return found[-1]
+
+        monkeypatch.setattr(reference, "side_by_side", watched)
+        torch._dynamo.reset()
+        compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+        y = run(compiled, flux_inputs)
+        assert len(found) == {"double": 6, "single": 3}[kind]  # weights, scales, biases
+        assert all(view is not None for view in found)
+        assert torch.equal(y, run(block, flux_inputs))
 
     def compare_compiled(self, block, inputs):
         expected = run(block, inputs)

@@ -27,11 +27,14 @@ def fuse_(model: nn.Module) -> int:
     Returns:
         how many blocks are newly fused.
     """
+    from viditq.blocks.products import prepare_
+
     twins, fused = _twins(), 0
     for module in model.modules():
         twin = twins.get(type(module))
         if twin is not None and twin.takes(module):
             module.__class__ = twin
+            prepare_(module, twin.shared_inputs)
             fused += 1
     return fused
 

@@ -31,6 +31,7 @@ __all__ = ["BasicTransformerBlock"]
 class BasicTransformerBlock(attention.BasicTransformerBlock):
     """The fused twin; made by :func:`viditq.blocks.fuse_`, never constructed."""
 
+    shared_inputs = SHARED_INPUTS
     # diffusers declares these for every configuration; `takes` admits one of them.
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm

@@ -41,6 +41,7 @@ LARGEST_HALF = 65504
 class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
     """The fused twin; made by :func:`viditq.blocks.fuse_`, never constructed."""
 
+    shared_inputs = SHARED_INPUTS
     attn: Any
 
     @staticmethod
@@ -109,6 +110,7 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
 class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
     """The fused twin; made by :func:`viditq.blocks.fuse_`, never constructed."""
 
+    shared_inputs = SHARED_INPUTS
     attn: Any
 
     @staticmethod
