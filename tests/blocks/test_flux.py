@@ -10,13 +10,17 @@ from diffusers.models.transformers import transformer_flux
 from torch import nn
 
 import tiny
+from viditq import checkpoint
 from viditq.bench.random_models import build, quantize_random_
 from viditq.blocks import fuse_, unfuse_
 from viditq.blocks.inputs import Gelu
 from viditq.blocks.products import finish
+from viditq.calibration import CalibrationInfo, CalibrationSet, model_fingerprint, observe
+from viditq.convert import quantize_
 from viditq.nn import FP32_TENSORS
 from viditq.ops.joint_linear import reference
-from viditq.plan import LayerPlan
+from viditq.plan import LayerPlan, load_recipe
+from viditq.planning import make_plan
 
 KINDS = ["double", "single"]
 PLANS = {
@@ -82,6 +86,33 @@ class TestDenoiser:
         drop_in = distance(denoise(model, torch.bfloat16), exact)
         fuse_(model)
         assert distance(denoise(model, torch.bfloat16), exact) <= 1.1 * drop_in
+
+
+@pytest.mark.parametrize("preset", ["w8a8", "w4a8"])
+def test_from_recorded_calls_to_a_fused_checkpoint(tmp_path, preset):
+    """The way that a pipeline goes, with the transformer alone."""
+    model, inputs = make(), {k: v for k, v in tiny.flux_inputs().items() if k != "return_dict"}
+    info = CalibrationInfo(
+        source="tiny",
+        model=model_fingerprint(model),
+        prompts=("a",),
+        num_steps=1,
+        steps=(0,),
+        guidance=1.0,
+        seed=0,
+    )
+    recorded = CalibrationSet.create(tmp_path / "calls", info)
+    recorded.write_prompt(0, [(0, inputs)])
+    stats = observe(model, recorded, tmp_path / "stats", rows=28)
+    plan, exact = make_plan(model, load_recipe(preset), stats), denoise(model)
+    diagnostics = quantize_(model, plan, stats)
+    expected = denoise(model)
+    assert 0 < distance(expected, exact) <= (0.01 if preset == "w8a8" else 0.1)
+    checkpoint.save(model, tmp_path / "saved", plan, diagnostics=diagnostics)
+    assert torch.equal(denoise(checkpoint.load(tmp_path / "saved", fuse=False)), expected)
+    fused = checkpoint.load(tmp_path / "saved", fuse=True)
+    assert "FusedFluxSingleTransformerBlock" in repr(fused)
+    assert distance(denoise(fused), expected) <= 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
