@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    FluxTransformer2DModel,
     LattePipeline,
     LatteTransformer3DModel,
     PixArtSigmaPipeline,
@@ -108,6 +109,41 @@ def latte(*, heads: int = 2, head_dim: int = 16, layers: int = 1, caption: int =
     return LattePipeline(
         tokenizer(), text_encoder(caption), autoencoder(), transformer, DDIMScheduler()
     )
+
+
+def flux(*, heads: int = 2, head_dim: int = 16, layers: int = 2, single_layers: int = 3):
+    """The transformer alone: the pipeline is none that viditq knows."""
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(**flux_config(heads, head_dim, layers, single_layers))
+
+
+def flux_config(heads: int = 2, head_dim: int = 16, layers: int = 2, single_layers: int = 3):
+    return {
+        "num_attention_heads": heads,
+        "attention_head_dim": head_dim,
+        "num_layers": layers,
+        "num_single_layers": single_layers,
+        "in_channels": 8,
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 12,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, (head_dim - 4) // 2, (head_dim - 4) // 2),
+    }
+
+
+def flux_inputs(dtype: torch.dtype = torch.float32):
+    """Arguments of one call: nine tokens of two images, five of each caption."""
+    torch.manual_seed(0)
+    return {
+        "hidden_states": torch.randn(2, 9, 8).to(dtype),
+        "encoder_hidden_states": torch.randn(2, 5, 24).to(dtype),
+        "pooled_projections": torch.randn(2, 12).to(dtype),
+        "timestep": torch.tensor([0.5, 0.3]),
+        "guidance": torch.tensor([3.5, 3.5]),
+        "img_ids": torch.randn(9, 3),
+        "txt_ids": torch.zeros(5, 3),
+        "return_dict": False,
+    }
 
 
 def saved(pipe, folder: Path) -> Path:

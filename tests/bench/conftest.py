@@ -2,6 +2,7 @@
 
 import pytest
 
+import tiny
 from viditq.bench import models, timing
 from viditq.bench.models import Fill, ModelCase, Noise, Valid
 
@@ -69,6 +70,25 @@ CASES = (
             "timestep": Fill(500, (1,), models.torch.int64),
         },
         blocks={"blocks": "num_layers"},
+    ),
+    ModelCase(
+        name="small-flux",
+        title="FLUX, small",
+        transformer="FluxTransformer2DModel",
+        config=tiny.flux_config(),
+        inputs={
+            "hidden_states": Noise((1, 9, 8)),
+            "encoder_hidden_states": Noise((1, 5, 24)),
+            "pooled_projections": Noise((1, 12)),
+            "timestep": Fill(0.5, (1,)),
+            "guidance": Fill(3.5, (1,)),
+            "img_ids": Noise((9, 3)),
+            "txt_ids": Fill(0, (5, 3)),
+        },
+        blocks={
+            "transformer_blocks": "num_layers",
+            "single_transformer_blocks": "num_single_layers",
+        },
     ),
     ModelCase(
         name="small-cogvideox",

@@ -46,6 +46,17 @@ def test_blocks():
     assert all(row.timing is not None for row in rows)
 
 
+@pytest.mark.parametrize("kind", ["blocks", "denoisers"])
+def test_two_kinds_of_blocks_fused(kind):
+    rows = run(kind, "small-flux", ("bf16", "w8a8-fused", "w4a8-fused"))
+    parts = (
+        ["transformer_blocks", "single_transformer_blocks"] if kind == "blocks" else ["denoiser"]
+    )
+    assert [row.part for row in rows] == 3 * parts
+    for row in rows:
+        assert row.timing is not None, row.skipped
+
+
 def test_a_model_without_adapter():
     eager, quantized = run("denoisers", "small-ltx", ("bf16", "w8a8"))
     assert eager.timing is not None, eager.skipped
@@ -111,8 +122,8 @@ def test_a_model_that_does_not_run(monkeypatch):
 
 
 def test_unknown_names():
-    with refuses(InputError, "small-flux", "small-pixart"):
-        run("blocks", "small-flux")
+    with refuses(InputError, "small-sd3", "small-pixart"):
+        run("blocks", "small-sd3")
     with refuses(InputError, "w3a3", "w8a8-fused"):
         run("blocks", "small-pixart", ["w3a3"])
 

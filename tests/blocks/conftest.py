@@ -5,20 +5,25 @@ from collections import Counter
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.transformers.transformer_flux import (
+    FluxPosEmbed,
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from viditq import checkpoint
 from viditq.calibration import move
-from viditq.models.basic_block import SHARED_INPUTS
-from viditq.models.wan import SHARED_INPUTS as WAN_SHARED_INPUTS
+from viditq.models import basic_block, flux, wan
 from viditq.nn import QuantLinear
 from viditq.plan import LayerPlan
 from viditq.quantizers import pack
 
 B, S, T, C, HEADS = 2, 6, 5, 32, 2
 PLAN = LayerPlan(smooth=0.5, hadamard=16)
+FLUX_BLOCKS = {"double": FluxTransformerBlock, "single": FluxSingleTransformerBlock}
 
 
 def random_layer(linear: nn.Linear, plan: LayerPlan, smooth: torch.Tensor) -> QuantLinear:
@@ -35,7 +40,7 @@ def random_layer(linear: nn.Linear, plan: LayerPlan, smooth: torch.Tensor) -> Qu
     return layer
 
 
-def quantize_layers_(block, shared_inputs, plan, plans=None):
+def quantize_layers_(block, shared_inputs, plan, plans=None, wanted=lambda name: True):
     """Random quantized layers in ``block``; readers of one input are smoothed alike.
 
     ``plans`` has those of layers, by name, that are not to have ``plan``; None leaves one float.
@@ -44,9 +49,8 @@ def quantize_layers_(block, shared_inputs, plan, plans=None):
     smooths = {}
     linears = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
     for name, linear in linears.items():
-        shared = first.get(name, name)
-        smooth = smooths.setdefault(shared, torch.rand(linear.in_features) + 0.5)
-        if own := (plans or {}).get(name, plan):
+        smooth = smooths.setdefault(first.get(name, name), torch.rand(linear.in_features) + 0.5)
+        if wanted(name) and (own := (plans or {}).get(name, plan)):
             block.set_submodule(name, random_layer(linear, own, smooth))
     return block.requires_grad_(False)
 
@@ -66,7 +70,7 @@ def make_block():
             "norm_eps": 1e-6,
         }
         block = BasicTransformerBlock(C, HEADS, C // HEADS, **(settings | options)).eval()
-        return quantize_layers_(block, SHARED_INPUTS, plan, plans)
+        return quantize_layers_(block, basic_block.SHARED_INPUTS, plan, plans)
 
     return make
 
@@ -84,7 +88,26 @@ def make_wan_block():
                 module.weight.data = torch.rand(C) + 0.5
                 if isinstance(module, nn.LayerNorm):
                     module.bias.data = torch.randn(C) / 10
-        return quantize_layers_(block, WAN_SHARED_INPUTS, plan, plans)
+        return quantize_layers_(block, wan.SHARED_INPUTS, plan, plans)
+
+    return make
+
+
+@pytest.fixture
+def make_flux():
+    """A ``double`` or ``single`` block of FLUX, by ``make_flux(kind, plan, plans)`` likewise."""
+
+    def make(kind, plan=PLAN, plans=None):
+        torch.manual_seed(1)
+        block = FLUX_BLOCKS[kind](C, HEADS, C // HEADS).eval()
+        for name, parameter in block.named_parameters():
+            if name.startswith("norm"):
+                parameter.data = torch.randn(parameter.shape) / 4
+            elif "norm" in name:
+                parameter.data = torch.rand(parameter.shape) + 0.5
+        return quantize_layers_(
+            block, flux.SHARED_INPUTS, plan, plans, lambda name: not name.startswith("norm")
+        )
 
     return make
 
@@ -99,6 +122,18 @@ def inputs():
         "encoder_hidden_states": torch.randn(B, T, C),
         "encoder_attention_mask": mask,
         "timestep": torch.randn(B, 6 * C) / 2,
+    }
+
+
+@pytest.fixture
+def flux_inputs():
+    """Arguments of a block of FLUX."""
+    positions = torch.arange(3.0 * (T + S)).view(T + S, 3)
+    return {
+        "hidden_states": torch.randn(B, S, C),
+        "encoder_hidden_states": torch.randn(B, T, C),
+        "temb": torch.randn(B, C),
+        "image_rotary_emb": FluxPosEmbed(100, [4, 6, 6])(positions),
     }
 
 

@@ -9,6 +9,7 @@ from viditq import checkpoint, pipelines
 from viditq.blocks import fuse_
 from viditq.blocks.joint import joined
 from viditq.nn import QuantLinear
+from viditq.plan import LayerPlan
 
 SHAPES = {"weights": [(3, 8), (5, 8), (1, 8)], "scales": [(3,), (5,), (1,)], "one": [(4, 2)]}
 
@@ -107,6 +108,19 @@ class TestCheckpoint:
         fuse_(model)
         outputs(model, kind)
         assert size() == before
+
+
+def test_layers_are_laid_side_by_side_when_a_block_is_fused(make_block):
+    block = make_block(plans={"attn1.to_k": LayerPlan(weight="int4", smooth=0.5, hadamard=16)})
+    layers = [block.attn1.to_q, block.attn1.to_k, block.attn1.to_v]
+    values = [layer.weight.clone() for layer in layers]
+    assert len(storages(layer.weight for layer in layers)) == 3
+    fuse_(block)
+    assert len(storages([layers[0].weight, layers[2].weight])) == 1  # of one format
+    assert len(storages([layers[0].scale, layers[2].scale])) == 1
+    assert len(storages(layer.weight for layer in layers)) == 2
+    assert all(torch.equal(layer.weight, v) for layer, v in zip(layers, values, strict=True))
+    assert len(storages([block.attn2.to_k.bias, block.attn2.to_v.bias])) == 1
 
 
 def test_loading_fuses_only_when_asked_on_the_cpu(quantized):

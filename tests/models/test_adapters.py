@@ -36,6 +36,8 @@ WAN = {
     "ffn_dim": 48,
     "num_layers": 2,
 }
+FLUX_FLOAT = {"time_text_embed", "context_embedder", "x_embedder", "norm_out", "proj_out"}
+FLUX_FLOAT |= {"norm.linear", "norm1.linear", "norm1_context.linear"}
 WAN_FLOAT = {"condition_embedder", "proj_out"}
 COGVIDEOX = {
     "num_attention_heads": 2,
@@ -63,6 +65,12 @@ CASES = {
         lambda: tiny.latte(layers=2).transformer,
         (2, 4, 2, 8, 8),
         {"adaln_single", "caption_projection", "proj_out"},
+    ),
+    "flux": Case(
+        lambda: tiny.flux(layers=11, single_layers=2),
+        (),
+        FLUX_FLOAT,
+        tiny.flux_inputs,
     ),
     "wan": Case(lambda: WanTransformer3DModel(**WAN), (2, 4, 2, 8, 8), WAN_FLOAT),
     "wan, image to video": Case(

@@ -61,7 +61,10 @@ def row_kernels() -> Iterator[Case]:
     rows = {"x": "*bf16", "stride": "i32", "codes": "*i8", "scale": "*fp32", "QMAX": 127}
     ops = {
         "quantize_rows": {"M": "i32", "smooth": "*fp32"},
-        "gelu_quantize": {"M": "i32", "smooth": "*fp32", "KIND": "gelu_tanh", "GATED": False},
+        "gelu_quantize": {
+            **{"M": "i32", "smooth": "*fp32", "left": None, "left_stride": "i32"},
+            **{"KIND": "gelu_tanh", "GATED": False},
+        },
         "norm_quantize": {
             **dict.fromkeys(("weight", "bias")),
             **dict.fromkeys(("gain", "shift"), "*bf16"),
@@ -93,6 +96,17 @@ def row_kernels() -> Iterator[Case]:
                     {"stack_bytes": stack, "barriers": 12, "shared_bytes": 64},
                     at_least,
                 )
+    tile = tiling(15360, 128, left=3072)
+    kernel = import_module("viditq.ops.gelu_quantize.triton").kernel
+    yield Case(
+        "gelu_quantize K=3072+12288 hadamard=128",
+        kernel,
+        {**rows, **ops["gelu_quantize"], "left": "*bf16", "TILE": tile},
+        tile.options,
+        (90,),
+        {"stack_bytes": 0, "barriers": 12},
+        at_least,
+    )
 
 
 def product_kernels() -> Iterator[Case]:

@@ -30,6 +30,19 @@ def test_gated(kind):
     assert codes.shape == (5, 36)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_columns_on_the_left(gated):
+    """They are balanced, rotated and scaled with the others, and not activated."""
+    x, left, smooth = torch.randn(5, 24 * (1 + gated)), torch.randn(5, 12), torch.rand(36) + 0.5
+    codes, scale = gelu_quantize(
+        x.bfloat16(), gated=gated, smooth=smooth, hadamard=4, bits=6, left=left
+    )
+    row = torch.cat([left, activate_rows(x.bfloat16(), "gelu", gated)], 1)
+    wanted, wanted_scale = quantize_rows(row, smooth, 4, 6)
+    assert torch.equal(codes, wanted)
+    assert torch.equal(scale, wanted_scale)
+
+
 @pytest.mark.parametrize(
     ("x", "wrong", "words"),
     [
@@ -38,6 +51,13 @@ def test_gated(kind):
         (torch.ones(2, 8), {"gated": True, "smooth": torch.ones(8)}, r"shape \(4,\), not \(8,\)"),
         (torch.ones(2, 8).int(), {}, "floating-point matrix, not torch.int32"),
         (torch.ones(2, 8), {"bits": 1}, "2 … 8, not 1"),
+        (torch.ones(2, 8), {"left": torch.ones(3, 8)}, r"with 2 rows, not torch.float32 \(3, 8\)"),
+        (torch.ones(2, 8), {"left": torch.ones(2, 8).int()}, "floating-point matrix with 2 rows"),
+        (
+            torch.ones(2, 8),
+            {"left": torch.ones(2, 4), "smooth": torch.ones(8)},
+            r"shape \(12,\), not \(8,\)",
+        ),
     ],
 )
 def test_wrong_arguments(x, wrong, words):
@@ -50,4 +70,7 @@ def test_wrong_arguments(x, wrong, words):
 def test_registration(rows, gated):
     x = torch.randn(rows, 16).bfloat16()
     arguments = (x, "gelu_tanh", gated, torch.ones(8 if gated else 16), 4, 8)
+    torch.library.opcheck(torch.ops.viditq.gelu_quantize.default, arguments)
+    left = torch.randn(rows, 4)
+    arguments = (x, "gelu_tanh", gated, None, 4, 8, left)
     torch.library.opcheck(torch.ops.viditq.gelu_quantize.default, arguments)

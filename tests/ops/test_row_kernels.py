@@ -70,6 +70,7 @@ def test_parts_cover_a_row_once(features, block, vectors):
     for part in tile.parts:
         columns = part.first + torch.arange(part.C)[:, None] * part.pitch + torch.arange(part.L)
         covered[columns] += 1
+        assert part.end == features
         assert part.padded == bool(columns.max() >= features)
         assert part.pitch % max(1, block) == 0
         assert part.C * part.L % tile.threads == 0
@@ -77,6 +78,29 @@ def test_parts_cover_a_row_once(features, block, vectors):
     assert torch.all(covered[:end] == 1)
     assert features <= end <= max(1.1 * features, features + 128 * tile.warps)
     assert tile.threads * tile.residents * tile.options["maxnreg"] <= row_kernels.REGISTERS
+
+
+# FLUX's attention beside its feed-forward, one column on a side, nothing that is whole vectors.
+@pytest.mark.parametrize(
+    ("left", "features", "block"),
+    [(3072, 15360, 128), (3072, 15360, 0), (1, 37, 0), (36, 37, 0), (100, 1252, 4)],
+)
+def test_parts_keep_to_one_side(left, features, block):
+    tile = row_kernels.tiling(features, block, left=left)
+    covered = torch.zeros(features, dtype=torch.int)
+    for part in tile.parts:
+        columns = part.first + torch.arange(part.C)[:, None] * part.pitch + torch.arange(part.L)
+        assert part.end == (left if part.first < left else features)
+        assert part.padded == bool(columns.max() >= part.end)
+        assert part.C * part.L % tile.threads == 0
+        covered[columns[columns < part.end]] += 1
+    assert torch.all(covered == 1)
+
+
+def test_a_row_with_a_left_side_costs_what_it_would_without():
+    """In FLUX's single blocks."""
+    values = [sum(p.C * p.L for p in row_kernels.tiling(15360, 128, 1, n).parts) for n in (0, 3072)]
+    assert values == [16384, 16384]
 
 
 @interpreted
@@ -221,6 +245,44 @@ class TestGeluQuantize:
         wanted = reference("gelu_quantize", x, kind, False, None, 0, 8)
         assert_same(kernel("gelu_quantize", x, kind, False, None, 0, 8), wanted)
 
+    # Neither a whole vector; rotated; pieces of two widths, the left one padded; a block across.
+    @pytest.mark.parametrize(
+        ("before", "features", "hadamard"),
+        [(1, 17, 0), (17, 1, 0), (12, 36, 4), (384, 1152, 128), (3072, 4608, 128), (6, 10, 4)],
+    )
+    @pytest.mark.parametrize("gated", [False, True])
+    def test_columns_on_the_left(self, before, features, hadamard, gated):
+        smooth = torch.rand(before + features) + 0.5
+        # Both with gaps between their rows, as views of wider tensors.
+        left = torch.randn(3, before + 5)[:, :before]
+        x = torch.randn(3, 7 + features * (1 + gated))[:, 7:] * 3
+        for arguments in (
+            (x, "gelu_tanh", gated, smooth, hadamard, 8, left),
+            (x.bfloat16(), "silu", gated, None, hadamard, 6, left),
+        ):
+            wanted = reference("gelu_quantize", *arguments)
+            assert_same(kernel("gelu_quantize", *arguments), wanted)
+
+    @pytest.mark.parametrize("side", [0, 1])
+    def test_the_largest_value_may_be_on_either_side(self, side):
+        left, x = torch.randn(2, 36), torch.randn(2, 72)
+        (left, x)[side][1, 5] = 50.0
+        (left, x)[side][0, 7] = torch.nan
+        arguments = (x, "gelu", False, None, 0, 8, left)
+        codes, scale = kernel("gelu_quantize", *arguments)
+        wanted_codes, wanted_scale = reference("gelu_quantize", *arguments)
+        assert_same((codes[1:], scale[1:]), (wanted_codes[1:], wanted_scale[1:]))
+        assert not codes[0].any()
+        assert scale[0].isnan()
+
+    def test_no_columns_on_one_side(self):
+        x, none = torch.randn(3, 36), torch.empty(3, 0)
+        wanted = reference("gelu_quantize", x, "gelu", False, None, 4, 8)
+        assert_same(kernel("gelu_quantize", x, "gelu", False, None, 4, 8, none), wanted)
+        wanted = reference("quantize_rows", x, None, 4, 8)
+        mine = kernel("gelu_quantize", none, "gelu", False, None, 4, 8, x)
+        assert_same(mine, wanted, exact=True)
+
 
 def cuda_cases():
     """What is called and how: at real sizes, through the public ops, an odd number of tokens."""
@@ -267,6 +329,16 @@ def cuda_cases():
                     ),
                     id=f"gelu_quantize-{kind}-{name}",
                 )
+    for hadamard in (0, 128):
+        yield pytest.param(
+            lambda h=hadamard: (
+                ops.gelu_quantize,
+                (tensors(4097, 21504)[:, 9216:], "gelu_tanh"),
+                {"left": tensors(4097, 3072), "smooth": smooth(15360), "hadamard": h},
+                False,
+            ),
+            id=f"gelu_quantize-left-{hadamard}",
+        )
 
 
 CUDA_CASES = list(cuda_cases())

@@ -27,11 +27,14 @@ def fuse_(model: nn.Module) -> int:
     Returns:
         how many blocks are newly fused.
     """
+    from viditq.blocks.products import prepare_
+
     twins, fused = _twins(), 0
     for module in model.modules():
         twin = twins.get(type(module))
         if twin is not None and twin.takes(module):
             module.__class__ = twin
+            prepare_(module, twin.shared_inputs)
             fused += 1
     return fused
 
@@ -49,12 +52,14 @@ def _twins() -> dict[type, Any]:
     """The fused twin of each class of blocks that has one."""
     # diffusers takes seconds to import; whoever has a model has waited for it already.
     from diffusers.models import attention
-    from diffusers.models.transformers import transformer_wan
+    from diffusers.models.transformers import transformer_flux, transformer_wan
 
-    from viditq.blocks import basic, wan
+    from viditq.blocks import basic, flux, wan
 
     return {
         attention.BasicTransformerBlock: basic.BasicTransformerBlock,
+        transformer_flux.FluxTransformerBlock: flux.FluxTransformerBlock,
+        transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
         transformer_wan.WanTransformerBlock: wan.WanTransformerBlock,
     }
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models import attention
-from diffusers.models.activations import GELU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
-from viditq.blocks.inputs import Gelu, Input, Modulated, Plain
+from viditq.blocks.feed_forward import feed, is_plain_feed_forward
+from viditq.blocks.inputs import Input, Modulated, Plain
 from viditq.blocks.products import finish, gains, is_untouched, read
 from viditq.models.basic_block import SHARED_INPUTS
 
@@ -31,6 +31,7 @@ __all__ = ["BasicTransformerBlock"]
 class BasicTransformerBlock(attention.BasicTransformerBlock):
     """The fused twin; made by :func:`viditq.blocks.fuse_`, never constructed."""
 
+    shared_inputs = SHARED_INPUTS
     # diffusers declares these for every configuration; `takes` admits one of them.
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm
@@ -46,7 +47,6 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
             and block.pos_embed is None
             and not block.only_cross_attention
             and not hasattr(block, "fuser")
-            and len(block.ff.net) == 3
             and all(_is_plain_attention(attn) for attn in _attentions(block))
             and _is_untouched_inside(block)
             and gains(block, SHARED_INPUTS)
@@ -106,9 +106,7 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
         x = _attend(self.attn1, normed, normed, attention_mask, x, gate_attn)
         if self.attn2 is not None:
             x = _attend(self.attn2, Plain(x), Plain(captions), encoder_attention_mask, x)
-        up, _, down = self.ff.net
-        (hidden,) = read(Modulated(x, self.norm2, gain_ff, shift_ff), [up.proj])
-        return finish(Gelu(hidden, up.approximate), down, x, gate_ff)
+        return feed(self.ff, Modulated(x, self.norm2, gain_ff, shift_ff), x, gate_ff)
 
     def _get_name(self) -> str:
         return f"Fused{super()._get_name()}"
@@ -157,13 +155,10 @@ def _is_plain_mask(mask: Tensor | None, keys: Tensor) -> bool:
 
 def _is_untouched_inside(block: Any) -> bool:
     """Whether every submodule that the fused forward passes by is as diffusers made it."""
-    up, dropout, _ = block.ff.net
     return (
         is_untouched(block.norm1, nn.LayerNorm)
         and is_untouched(block.norm2, nn.LayerNorm)
-        and is_untouched(block.ff, attention.FeedForward)
-        and is_untouched(up, GELU)
-        and is_untouched(dropout, nn.Dropout)
+        and is_plain_feed_forward(block.ff)
         and all(_is_untouched_attention(attn) for attn in _attentions(block))
     )
 

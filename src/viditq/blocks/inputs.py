@@ -104,12 +104,17 @@ class ModulatedInFp32(Modulated):
 
 @dataclass
 class Gelu(Plain):
-    """``gelu(x)``; ``approximate`` is torch's, ``none`` or ``tanh``."""
+    """``gelu(x)``, with the columns of ``left`` (B, S, L) before it as they are.
+
+    ``approximate`` is torch's, ``none`` or ``tanh``.
+    """
 
     approximate: str
+    left: Tensor | None = None
 
     def values(self) -> Tensor:
-        return F.gelu(self.x, approximate=self.approximate)
+        y = F.gelu(self.x, approximate=self.approximate)
+        return y if self.left is None else torch.cat([self.left, y], -1)
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
         return gelu_quantize(
@@ -118,6 +123,7 @@ class Gelu(Plain):
             smooth=layer.smooth,
             hadamard=layer.hadamard,
             bits=layer.plan.activation_format.bits,
+            left=None if self.left is None else self.left.flatten(0, 1),
         )
 
 

@@ -2,7 +2,8 @@
 
 Their weights are laid side by side in memory once, and each layer's parameter becomes a view of its
 part: nothing is stored twice, and checkpoints stay as they are. What moves parameters one by one
-(``.to()``, copying, loading) takes them apart again; the next product puts them together.
+(``.to()``, copying, loading) takes them apart again; the next product puts them together, unless it
+is compiled: that one copies them together every time.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from viditq.nn import QuantLinear
-from viditq.ops import int4_linear, int8_linear
+from viditq.ops import int4_linear, int8_linear, joint_linear
+from viditq.ops.joint_linear import side_by_side
 from viditq.quantizers import unpack
 
-__all__ = ["joined", "multiply"]
+__all__ = ["joined", "multiply", "settle_"]
 
 
 def multiply(
@@ -39,10 +41,21 @@ def multiply(
     Returns:
         (M, ΣN_i) ``dtype``.
     """
-    first = layers[0]
-    weight = joined([layer.weight for layer in layers])
-    scale = joined([layer.scale for layer in layers])
-    bias = None if first.bias is None else joined([layer.bias for layer in layers])
+    first, (weights, scales, biases) = layers[0], _parameters(layers)
+    if torch.compiler.is_compiling() and len(layers) > 1 and first.plan.weight != "int6":
+        packed = first.plan.weight == "int4"
+        return joint_linear(
+            codes,
+            x_scale,
+            weights,
+            scales,
+            biases,
+            dtype,
+            packed=packed,
+            gate=gate,
+            residual=residual,
+        )
+    weight, scale, bias = joined(weights), joined(scales), joined(biases) if biases else None
     if first.plan.weight == "int4":
         product = int4_linear
     else:
@@ -51,38 +64,43 @@ def multiply(
     return product(codes, x_scale, weight, scale, bias, dtype, gate=gate, residual=residual)
 
 
+def settle_(layers: Sequence[QuantLinear]) -> None:
+    """Lay the parameters of layers that a product takes together side by side, ahead of it.
+
+    Compiled code multiplies what lies so where it is, but cannot move it.
+    """
+    for parts in _parameters(layers):
+        if parts:
+            joined(parts)
+
+
+def _parameters(layers: Sequence[QuantLinear]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights, scales and biases; no biases if the first has none."""
+    return (
+        [layer.weight for layer in layers],
+        [layer.scale for layer in layers],
+        [] if layers[0].bias is None else [layer.bias for layer in layers],
+    )
+
+
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """(N_i, …) parameters as one (ΣN_i, …) tensor, which they become views of.
 
-    Under ``torch.compile`` memory has no addresses, so the compiled code copies them together: some
-    microseconds, and always right. So are parameters that were made under inference mode, which
-    cannot be moved.
+    Parameters that were made under inference mode cannot be moved; they are copied. So are those of
+    compiled code, for which memory has no addresses.
     """
     if len(parts) == 1:
         return parts[0]
     if torch.compiler.is_compiling() or parts[0].is_inference():
         return torch.cat(list(parts))
-    if not _adjacent(parts):
-        _lay_side_by_side(parts)
-    rows = sum(len(part) for part in parts)
-    return parts[0].as_strided((rows, *parts[0].shape[1:]), parts[0].stride())
+    view = side_by_side(parts)
+    return _laid_side_by_side(parts) if view is None else view
 
 
-def _adjacent(parts: Sequence[Tensor]) -> bool:
-    """Whether the parts follow each other without a gap in one allocation."""
-    address = parts[0].data_ptr()
-    for part in parts:
-        if part.data_ptr() != address:
-            return False
-        address += part.nbytes
-    # Allocations of their own may be neighbours too; then the first ends before the last part does.
-    storage = parts[0].untyped_storage()
-    return address <= storage.data_ptr() + storage.nbytes()
-
-
-def _lay_side_by_side(parts: Sequence[Tensor]) -> None:
+def _laid_side_by_side(parts: Sequence[Tensor]) -> Tensor:
     # A parameter must not become an inference tensor because it was first used by a sampler.
     with torch.inference_mode(False), torch.no_grad():
-        whole = torch.cat([part.data for part in parts])
-        for part, own in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        together = torch.cat([part.data for part in parts])
+        for part, own in zip(parts, together.split([len(part) for part in parts]), strict=True):
             part.data = own
+    return together

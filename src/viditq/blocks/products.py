@@ -9,16 +9,16 @@ and what is taken off as well. (Compiled code keeps the judgement of its compila
 """
 
 from collections.abc import Sequence
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from viditq.blocks.inputs import Input, over_tokens
-from viditq.blocks.joint import multiply
+from viditq.blocks.joint import multiply, settle_
 from viditq.nn import QuantLinear
 
-__all__ = ["balancing", "finish", "gains", "is_untouched", "read", "takes_codes"]
+__all__ = ["balancing", "finish", "gains", "is_untouched", "prepare_", "read", "takes_codes"]
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -82,15 +82,11 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
     Returns:
         (B, S, N_i) for each layer; views of a wider tensor where products are joint.
     """
-    joint: dict[tuple[object, ...], list[int]] = {}
+    joint = _joint(layers)
     outputs: dict[int, Tensor] = {}
     values: Tensor | None = None
     for index, layer in enumerate(layers):
-        if takes_codes(layer):
-            bias = None if layer.bias is None else layer.bias.dtype
-            key = (balancing(layer), layer.plan.weight, bias)
-            joint.setdefault(key, []).append(index)
-        else:
+        if not takes_codes(layer):
             values = x.values() if values is None else values
             outputs[index] = layer(values)
     codes: dict[object, tuple[Tensor, Tensor]] = {}
@@ -102,6 +98,31 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
         parts = y.split([reader.out_features for reader in readers], -1)
         outputs.update(zip(indices, parts, strict=True))
     return [outputs[index] for index in range(len(layers))]
+
+
+def _joint(layers: Sequence[nn.Module]) -> dict[tuple[object, ...], list[int]]:
+    """Which of the layers have one product, by balancing, weight format and dtype of the bias."""
+    joint: dict[tuple[object, ...], list[int]] = {}
+    for index, layer in enumerate(layers):
+        if takes_codes(layer):
+            bias = None if layer.bias is None else layer.bias.dtype
+            joint.setdefault((balancing(layer), layer.plan.weight, bias), []).append(index)
+    return joint
+
+
+def prepare_(block: nn.Module, shared_inputs: Sequence[Sequence[str]]) -> None:
+    """Lay weights that :func:`read` will multiply together side by side, in place.
+
+    Args:
+        block: with the layers.
+        shared_inputs: names in the block of layers that read the same tensor, in the order in
+            which they are read.
+    """
+    modules = dict(block.named_modules())
+    for names in shared_inputs:
+        layers: list[Any] = [modules[name] for name in names if name in modules]
+        for indices in _joint(layers).values():
+            settle_([layers[index] for index in indices])
 
 
 def finish(x: Input, layer: nn.Module, residual: Tensor, gate: Tensor | None = None) -> Tensor:

@@ -40,6 +40,8 @@ Rotation = tuple[Tensor, Tensor]
 class WanTransformerBlock(transformer_wan.WanTransformerBlock):
     """The fused twin; made by :func:`viditq.blocks.fuse_`, never constructed."""
 
+    shared_inputs = SHARED_INPUTS
+
     norm1: nn.LayerNorm
     norm2: Any
     norm3: nn.LayerNorm

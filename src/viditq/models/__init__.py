@@ -5,13 +5,14 @@ from torch import nn
 from viditq.errors import PipelineError
 from viditq.models.adapter import Adapter, LayerInfo
 from viditq.models.cogvideox import COGVIDEOX
+from viditq.models.flux import FLUX
 from viditq.models.latte import LATTE
 from viditq.models.pixart import PIXART
 from viditq.models.wan import WAN
 
 __all__ = ["ADAPTERS", "Adapter", "LayerInfo", "adapter_for", "adapter_named"]
 
-ADAPTERS = (PIXART, LATTE, WAN, COGVIDEOX)
+ADAPTERS = (PIXART, LATTE, FLUX, WAN, COGVIDEOX)
 
 
 def adapter_named(class_name: str) -> Adapter:

@@ -13,6 +13,7 @@ from viditq.ops.gelu_quantize import gelu_quantize
 from viditq.ops.hadamard import block_hadamard
 from viditq.ops.int4_linear import int4_linear
 from viditq.ops.int8_linear import int8_linear
+from viditq.ops.joint_linear import joint_linear
 from viditq.ops.norm_quantize import norm_quantize
 from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
 from viditq.ops.quantize_rows import quantize_rows
@@ -27,6 +28,7 @@ __all__ = [
     "gelu_quantize",
     "int4_linear",
     "int8_linear",
+    "joint_linear",
     "norm_quantize",
     "pack_int4",
     "pack_int6",

@@ -5,12 +5,13 @@ known before its first code. It walks over many rows, because vectors per channe
 ``smooth`` above all) are loaded and combined once per program.
 
 A row is cut into *pieces*. Their widths are powers of two, as Triton wants them, and together fit K
-better than its next power of two: 4608 = 4096 + 512. A piece is C chunks of consecutive columns,
-and a chunk is cut into *parts*. A kernel holds a part as a tensor of shape (C, L): L columns of
-each chunk. Triton lays the last dimension out over vectors and lanes and the first over lanes and
-warps. L is wide enough for full vectors and no wider, so that a chunk is with few lanes: most
-butterflies of the rotation then are additions within a thread, the others exchange values between
-lanes, and none needs shared memory.
+better than its next power of two: 4608 = 4096 + 512. A row whose first columns lie in another
+tensor has pieces of their own for these. A piece is C chunks of consecutive columns, and a chunk is
+cut into *parts*. A kernel holds a part as a tensor of shape (C, L): L columns of each chunk. Triton
+lays the last dimension out over vectors and lanes and the first over lanes and warps. L is wide
+enough for full vectors and no wider, so that a chunk is with few lanes: most butterflies of the
+rotation then are additions within a thread, the others exchange values between lanes, and none
+needs shared memory.
 
 Declined: other dtypes than :data:`FLOATS`, which run the reference. Rows beyond about 16 thousand
 features come out right, but no longer fit the registers. Sums of a rotation are scaled at the end,
@@ -20,6 +21,7 @@ so that inputs above 1e36 overflow there.
 # pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -69,8 +71,13 @@ class Part:
     L: int
     index: int
     """Its place among the parts of its piece."""
-    padded: bool
-    """Whether it reaches past the row's end."""
+    end: int
+    """Columns from here on are another part's, or past the row's end."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether it reaches past its end."""
+        return self.first + (self.C - 1) * self.pitch + self.L > self.end
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +88,7 @@ class Tiling:
 
     Attributes:
         features: K.
+        left: of them, the columns that another tensor holds, the first ones.
         block: of the rotation, 0 for none.
         parts: of a row.
         warps: of a program.
@@ -89,6 +97,7 @@ class Tiling:
     """
 
     features: int
+    left: int
     block: int
     parts: tuple[Part, ...]
     warps: int
@@ -122,36 +131,38 @@ class Tiling:
 
 
 @cache
-def tiling(features: int, block: int = 0, vectors: int = 1) -> Tiling:
+def tiling(features: int, block: int = 0, vectors: int = 1, left: int = 0) -> Tiling:
     """For rows of ``features``, rotated in blocks of ``block``.
 
-    ``vectors`` per channel, 1 or 2, stay in registers beside the values. So 16 warps of a
-    multiprocessor have 128 registers for each thread, or 12 have 168.
+    The first ``left`` columns, which ``block`` divides too, have parts of their own. ``vectors``
+    per channel, 1 or 2, stay in registers beside the values. So 16 warps of a multiprocessor have
+    128 registers for each thread, or 12 have 168.
     """
     block = block if block > 1 else 0
     warps_resident, per_thread = (16, 56) if vectors == 1 else (12, 48)
     warps = min(32, _power_of_two(math.ceil(features / (per_thread * LANES))))
-    parts: list[Part] = []
-    first = 0
-    for width in _widths(features, max(128 * warps, block)):
-        pitch = max(block, 128) if block else width // warps
-        C = width // pitch
-        L = pitch // max(1, min(width // (LANES * warps), pitch) // 16)
-        for index in range(pitch // L):
-            begin = first + index * L
-            padded = begin + (C - 1) * pitch + L > features
-            parts.append(Part(begin, pitch, C, L, index, padded))
-        first += width
     residents = max(1, warps_resident // warps)
     return Tiling(
         features,
+        left,
         block,
-        parts=tuple(parts),
+        parts=(*_parts(0, left, block, warps), *_parts(left, features, block, warps)),
         warps=warps,
         residents=residents,
         # A program that has a multiprocessor to itself must load while it computes.
         stages=2 if residents == 1 else 1,
     )
+
+
+def _parts(first: int, end: int, block: int, warps: int) -> Iterator[Part]:
+    """Of the columns from ``first`` to ``end``."""
+    for width in _widths(end - first, max(128 * warps, block)):
+        pitch = max(block, 128) if block else width // warps
+        C = width // pitch
+        L = pitch // max(1, min(width // (LANES * warps), pitch) // 16)
+        for index in range(pitch // L):
+            yield Part(first + index * L, pitch, C, L, index, end)
+        first += width
 
 
 def _widths(features: int, least: int) -> list[int]:
@@ -160,7 +171,8 @@ def _widths(features: int, least: int) -> list[int]:
     left = features
     while left > 0:
         width = max(least, _power_of_two(left))
-        if width > least and width - left > features // 12:
+        # Two of the least would be as many columns, in narrower accesses.
+        if width > 2 * least and width - left > features // 12:
             width //= 2
         widths.append(width)
         left -= width
@@ -201,17 +213,24 @@ def load_part(pointer, other: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr)
     """(K,) -> part ``P`` of it, (C, L), with ``other`` past its end."""
     columns = _columns(TILE, P)
     if TILE.parts[P].padded:
-        return tl.load(pointer + columns, mask=columns < TILE.features, other=other)
+        return tl.load(pointer + columns, mask=columns < TILE.parts[P].end, other=other)
     else:
         return tl.load(pointer + columns)
 
 
 @triton.jit
-def load_row(pointer, TILE: tl.constexpr):
-    """(K,) any float -> its parts (C, L) fp32, zeros past its end."""
+def load_row(pointer, TILE: tl.constexpr, left=None):
+    """(K,) any float -> its parts (C, L) fp32, zeros past their end.
+
+    Where the tiling has columns on the left, they are those of ``left``, and ``pointer`` has the
+    others.
+    """
     loaded = ()
     for p in tl.static_range(len(TILE.parts)):
-        loaded += (load_part(pointer, 0.0, TILE, p),)
+        if TILE.parts[p].first < TILE.left:
+            loaded += (load_part(left, 0.0, TILE, p),)
+        else:
+            loaded += (load_part(pointer - TILE.left, 0.0, TILE, p),)
     parts = ()
     for p in tl.static_range(len(TILE.parts)):
         parts += (loaded[p].to(tl.float32),)
@@ -234,7 +253,7 @@ def reciprocals(smooth, TILE: tl.constexpr):
 def clear_padding(x, TILE: tl.constexpr, P: tl.constexpr):
     """Part ``P`` with zeros past the row's end."""
     if TILE.parts[P].padded:
-        return tl.where(_columns(TILE, P) < TILE.features, x, 0.0)
+        return tl.where(_columns(TILE, P) < TILE.parts[P].end, x, 0.0)
     else:
         return x
 
@@ -325,7 +344,7 @@ def store_quantized(values, codes, scale, QMAX: tl.constexpr, TILE: tl.constexpr
         rounded = (values[p] * factor + ROUNDING).to(tl.int32, bitcast=True).to(tl.int8)
         # Two stores, so that no value has to be checked for being finite.
         if TILE.parts[p].padded:
-            inside = columns < TILE.features
+            inside = columns < TILE.parts[p].end
             tl.store(codes + columns, rounded, mask=inside & finite)
             tl.store(codes + columns, tl.zeros_like(rounded), mask=inside & (finite == 0))
         else:

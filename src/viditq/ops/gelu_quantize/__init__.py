@@ -12,15 +12,28 @@ __all__ = ["ACTIVATIONS", "activate_rows", "gelu_quantize"]
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
 
 
-def _shape(x: Tensor, kind: str, gated: bool, *_: object) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    features = x.shape[1] // 2 if gated else x.shape[1]
-    codes = x.new_empty(x.shape[0], features, dtype=torch.int8)
+def _shape(
+    x: Tensor,
+    kind: str,  # noqa: ARG001
+    gated: bool,
+    smooth: Tensor | None,  # noqa: ARG001
+    hadamard: int,  # noqa: ARG001
+    bits: int,  # noqa: ARG001
+    left: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    codes = x.new_empty(x.shape[0], _features(x, gated, left), dtype=torch.int8)
     return codes, x.new_empty(x.shape[0], dtype=torch.float32)
 
 
+def _features(x: Tensor, gated: bool, left: Tensor | None) -> int:
+    """How many columns the codes have."""
+    activated = x.shape[1] // 2 if gated else x.shape[1]
+    return activated if left is None else left.shape[1] + activated
+
+
 _gelu_quantize = register_op(
-    "gelu_quantize(Tensor x, str kind, bool gated, Tensor? smooth, int hadamard, int bits) "
-    "-> (Tensor, Tensor)",
+    "gelu_quantize(Tensor x, str kind, bool gated, Tensor? smooth, int hadamard, int bits, "
+    "Tensor? left=None) -> (Tensor, Tensor)",
     reference.gelu_quantize,
     _shape,
     kernels="viditq.ops.gelu_quantize",
@@ -35,6 +48,7 @@ def gelu_quantize(
     smooth: Tensor | None = None,
     hadamard: int = 0,
     bits: int = 8,
+    left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Apply an activation function to each row of ``x``, then quantize it with a scale of its own.
 
@@ -42,12 +56,13 @@ def gelu_quantize(
         x: (M, K), bf16, fp16 or fp32; (M, 2K) if gated.
         kind: ``gelu`` (erf), ``gelu_tanh`` or ``silu``.
         gated: the second half of each row, activated, multiplies the first (GEGLU, SwiGLU).
-        smooth: (K,) fp32 per-channel vector that the result is divided by, or ``None``.
-        hadamard: block size of the rotation, a power of two that divides K; 0 for none.
+        smooth: (L + K,) fp32 per-channel vector that the result is divided by, or ``None``.
+        hadamard: block size of the rotation, a power of two that divides L + K; 0 for none.
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
+        left: (M, L), any float, columns that come first and are not activated; ``None`` for L = 0.
 
     Returns:
-        codes (M, K) int8 and scale (M,) fp32.
+        codes (M, L + K) int8 and scale (M,) fp32.
     """
     if x.ndim != 2 or not x.is_floating_point():
         raise ValueError(f"x must be a floating-point matrix, not {x.dtype} {tuple(x.shape)}")
@@ -55,9 +70,14 @@ def gelu_quantize(
         raise ValueError(f"kind must be one of {', '.join(ACTIVATIONS)}, not {kind!r}")
     if gated and x.shape[1] % 2:
         raise ValueError(f"a gated activation needs an even number of columns, not {x.shape[1]}")
-    features = x.shape[1] // 2 if gated else x.shape[1]
+    if left is not None and (left.shape[:-1] != x.shape[:1] or not left.is_floating_point()):
+        raise ValueError(
+            f"left must be a floating-point matrix with {x.shape[0]} rows, not {left.dtype} "
+            f"{tuple(left.shape)}"
+        )
+    features = _features(x, gated, left)
     if smooth is not None and smooth.shape != (features,):
         raise ValueError(f"smooth must have shape ({features},), not {tuple(smooth.shape)}")
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must be 2 … 8, not {bits}")
-    return _gelu_quantize(x, kind, gated, smooth, hadamard, bits)
+    return _gelu_quantize(x, kind, gated, smooth, hadamard, bits, left)

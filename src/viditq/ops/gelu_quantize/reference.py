@@ -2,7 +2,8 @@
 
 ``y = act(x)``, or ``y = a · act(g)`` with ``x = [a, g]`` for the gated forms (GEGLU, SwiGLU; arXiv
 2002.05202, in diffusers' order: the gate comes second), then :mod:`viditq.ops.quantize_rows`, all
-in fp32.
+in fp32. Columns of another tensor may come before the activated ones and are
+quantized with them as they are (FLUX's single blocks read attention and GELU side by side).
 """
 
 import torch
@@ -26,7 +27,16 @@ def activate_rows(x: Tensor, kind: str, gated: bool) -> Tensor:
 
 
 def gelu_quantize(
-    x: Tensor, kind: str, gated: bool, smooth: Tensor | None, hadamard: int, bits: int
+    x: Tensor,
+    kind: str,
+    gated: bool,
+    smooth: Tensor | None,
+    hadamard: int,
+    bits: int,
+    left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M, K) or (M, 2K) float -> codes (M, K) int8 and scale (M,) fp32."""
-    return quantize_rows(activate_rows(x, kind, gated), smooth, hadamard, bits)
+    """(M, K) or (M, 2K), left (M, L) float -> codes (M, L + K) int8 and scale (M,) fp32."""
+    y = activate_rows(x, kind, gated)
+    if left is not None:
+        y = torch.cat([left.to(y.dtype), y], 1)
+    return quantize_rows(y, smooth, hadamard, bits)

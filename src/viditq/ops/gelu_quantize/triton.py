@@ -56,10 +56,12 @@ def _activate(x, KIND: tl.constexpr):
 @triton.jit(do_not_specialize=["M"])
 def kernel(
     x,
+    left,
     smooth,
     codes,
     scale,
     stride,
+    left_stride,
     M,
     KIND: tl.constexpr,
     GATED: tl.constexpr,
@@ -69,32 +71,45 @@ def kernel(
     inverse = reciprocals(smooth, TILE)
     for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
         row = tl.cast(i, tl.int64)
-        loaded = load_row(x + row * stride, TILE)
-        gates = load_row(x + row * stride + TILE.features, TILE) if GATED else loaded
+        first = x + row * stride
+        before = left if left is None else left + row * left_stride
+        loaded = load_row(first, TILE, before)
+        gates = load_row(first + TILE.features - TILE.left, TILE, before) if GATED else loaded
         values = ()
         for p in tl.static_range(len(TILE.parts)):
-            value = _activate(gates[p], KIND)
-            if GATED:
-                value = loaded[p] * value
+            value = loaded[p]
+            if TILE.parts[p].first >= TILE.left:
+                activated = _activate(gates[p], KIND)
+                value = value * activated if GATED else activated
             values += (value * inverse[p],)
         store_quantized(values, codes + row * TILE.features, scale + row, QMAX, TILE)
 
 
 def gelu_quantize(
-    x: Tensor, kind: str, gated: bool, smooth: Tensor | None, hadamard: int, bits: int
+    x: Tensor,
+    kind: str,
+    gated: bool,
+    smooth: Tensor | None,
+    hadamard: int,
+    bits: int,
+    left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M, K), or (M, 2K) if gated, float -> codes (M, K) int8 and scale (M,) fp32."""
+    """(M, K) or (M, 2K), left (M, L) float -> codes (M, L + K) int8 and scale (M,) fp32."""
     rows, features = x.shape[0], x.shape[1] // 2 if gated else x.shape[1]
-    if not takes(x, features, hadamard):
-        return reference.gelu_quantize(x, kind, gated, smooth, hadamard, bits)
-    x, tile = dense(x), tiling(features, hadamard)
-    smooth = None if smooth is None else dense(smooth)
+    before = 0
+    if left is not None:
+        before = left.shape[1]
+        features += before
+    if not (takes(x, features, hadamard) and (left is None or takes(left, before, hadamard))):
+        return reference.gelu_quantize(x, kind, gated, smooth, hadamard, bits, left)
+    x, tile = dense(x), tiling(features, hadamard, left=before)
+    left, smooth = (t if t is None else dense(t) for t in (left, smooth))
     codes, scale = empty_result(x, features)
     launch(
         kernel,
         programs(x, tile),
-        (x, smooth, codes, scale),
-        (x.stride(0), rows),
+        (x, left, smooth, codes, scale),
+        (x.stride(0), 0 if left is None else left.stride(0), rows),
         (kind, gated, 2 ** (bits - 1) - 1, tile),
         tile.options,
     )

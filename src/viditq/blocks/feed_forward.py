@@ -1,0 +1,33 @@
+"""diffusers' ``FeedForward`` with GELU, as two products around one op.
+
+Declined: other activations, a dropout behind the last layer, and hooks on what is passed by;
+:func:`is_plain_feed_forward` says so, and the block then takes its original forward.
+"""
+
+from typing import Any
+
+from diffusers.models.activations import GELU
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
+
+from viditq.blocks.inputs import Gelu, Input
+from viditq.blocks.products import finish, is_untouched, read
+
+__all__ = ["feed", "is_plain_feed_forward"]
+
+
+def feed(ff: Any, x: Input, residual: Tensor, gate: Tensor | None = None) -> Tensor:
+    """``gate · ff(x) + residual``: residual (B, S, C), gate (B, C) -> (B, S, C)."""
+    up, _, down = ff.net
+    (hidden,) = read(x, [up.proj])
+    return finish(Gelu(hidden, up.approximate), down, residual, gate)
+
+
+def is_plain_feed_forward(ff: Any) -> bool:
+    """Whether ``ff`` is GELU between two layers, and as diffusers made it."""
+    return (
+        is_untouched(ff, FeedForward)
+        and len(ff.net) == 3
+        and is_untouched(ff.net[0], GELU)
+        and is_untouched(ff.net[1], nn.Dropout)
+    )

@@ -1,0 +1,233 @@
+"""diffusers' ``FluxTransformerBlock`` and ``FluxSingleTransformerBlock``, with fused ops.
+
+A norm, its modulation (adaLN-zero, DiT, arXiv 2212.09748, section 3.2) and the quantization of what
+they make are one op; q, k and v are one product in each stream, and in a single block the first
+layer of the feed-forward is part of it. GELU and the quantization for the layer behind it are one
+op, which in a single block takes the attention's columns along; gate and residual are added by the
+product before them. Norms of the heads and rotary embedding are plain torch, left to a compiler;
+attention is diffusers', on the backend that it is set to.
+
+Declined, and left to the original forward: other attention processors, projections that diffusers
+has fused, any ``joint_attention_kwargs`` (IP-Adapters among them), active dropout, hooks on a
+submodule that the fused forward would pass by, and calls that ask for a gradient, which integer
+products do not have.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
+from diffusers.models.transformers import transformer_flux
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from torch import Tensor, nn
+
+from viditq.blocks.feed_forward import feed, is_plain_feed_forward
+from viditq.blocks.inputs import Gelu, Modulated, Plain
+from viditq.blocks.products import finish, gains, is_untouched, read
+from viditq.models.flux import SHARED_INPUTS
+
+__all__ = ["FluxSingleTransformerBlock", "FluxTransformerBlock"]
+
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin, (S, D) fp32 each."""
+
+LARGEST_HALF = 65504
+"""What diffusers clips fp16 to."""
+
+
+class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
+    """The fused twin; made by :func:`viditq.blocks.fuse_`, never constructed."""
+
+    shared_inputs = SHARED_INPUTS
+    attn: Any
+
+    @staticmethod
+    def takes(block: Any) -> bool:
+        """Whether ``block``, an original, can be fused and has a layer that gains by it."""
+        return (
+            block.attn.added_kv_proj_dim is not None
+            and _is_untouched_double(block)
+            and gains(block, SHARED_INPUTS)
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        image_rotary_emb: Rotary | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As the original.
+
+        Args:
+            hidden_states: of the image, (B, S, C).
+            encoder_hidden_states: of the text, (B, T, C).
+            temb: (B, C), embedding of the timestep.
+            image_rotary_emb: for text and image, (T + S, D) each, or ``None``.
+            joint_attention_kwargs: for the original forward.
+
+        Returns:
+            (B, T, C) of the text and (B, S, C) of the image.
+        """
+        if (
+            joint_attention_kwargs
+            or _asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
+            or not _is_untouched_double(self)
+        ):
+            return super().forward(
+                hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
+            )
+        attn, x, text = self.attn, hidden_states, encoder_hidden_states
+        shift, gain, gate, *ff = _modulation(self.norm1, temb)
+        text_shift, text_gain, text_gate, *text_ff = _modulation(self.norm1_context, temb)
+
+        normed = Modulated(x, self.norm1.norm, gain, shift)
+        projected = read(normed, [attn.to_q, attn.to_k, attn.to_v])
+        qkv = _heads(projected, attn, attn.norm_q, attn.norm_k)
+        normed = Modulated(text, self.norm1_context.norm, text_gain, text_shift)
+        projected = read(normed, [attn.add_q_proj, attn.add_k_proj, attn.add_v_proj])
+        text_qkv = _heads(projected, attn, attn.norm_added_q, attn.norm_added_k)
+        pairs = zip(text_qkv, qkv, strict=True)
+        y = _attend(attn, [torch.cat(pair, 1) for pair in pairs], image_rotary_emb)
+        text_y, y = y.split([text.shape[1], x.shape[1]], 1)
+
+        x = finish(Plain(y), attn.to_out[0], x, gate)
+        text = finish(Plain(text_y), attn.to_add_out, text, text_gate)
+        shift, gain, gate = ff
+        x = feed(self.ff, Modulated(x, self.norm2, gain, shift), x, gate)
+        shift, gain, gate = text_ff
+        text = feed(self.ff_context, Modulated(text, self.norm2_context, gain, shift), text, gate)
+        return _clipped(text), x
+
+    def _get_name(self) -> str:
+        return f"Fused{super()._get_name()}"
+
+
+class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
+    """The fused twin; made by :func:`viditq.blocks.fuse_`, never constructed."""
+
+    shared_inputs = SHARED_INPUTS
+    attn: Any
+
+    @staticmethod
+    def takes(block: Any) -> bool:
+        """Whether ``block``, an original, can be fused and has a layer that gains by it."""
+        return (
+            block.attn.added_kv_proj_dim is None
+            and _is_untouched_single(block)
+            and gains(block, SHARED_INPUTS)
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        image_rotary_emb: Rotary | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As the original; arguments and result are those of a block with two streams."""
+        if (
+            joint_attention_kwargs
+            or _asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
+            or not _is_untouched_single(self)
+        ):
+            return super().forward(
+                hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
+            )
+        attn, x = self.attn, torch.cat([encoder_hidden_states, hidden_states], 1)
+        shift, gain, gate = _modulation(self.norm, temb)
+        normed = Modulated(x, self.norm.norm, gain, shift)
+        *projected, hidden = read(normed, [attn.to_q, attn.to_k, attn.to_v, self.proj_mlp])
+        qkv = _heads(projected, attn, attn.norm_q, attn.norm_k)
+        y = _attend(attn, qkv, image_rotary_emb)
+        x = finish(Gelu(hidden, self.act_mlp.approximate, left=y), self.proj_out, x, gate)
+        text, image = _clipped(x).split([encoder_hidden_states.shape[1], hidden_states.shape[1]], 1)
+        return text, image
+
+    def _get_name(self) -> str:
+        return f"Fused{super()._get_name()}"
+
+
+def _modulation(norm: Any, temb: Tensor) -> tuple[Tensor, ...]:
+    """Shift, gain and gate, (B, C) each, of each sublayer that ``norm`` knows of."""
+    y = norm.linear(norm.silu(temb))
+    return y.chunk(y.shape[1] // temb.shape[1], 1)
+
+
+def _heads(projected: Sequence[Tensor], attn: Any, norm_q: nn.Module, norm_k: nn.Module) -> Any:
+    """q, k and v, (B, S, H·D) each -> (B, S, H, D) each, q and k normalized."""
+    q, k, v = (each.unflatten(-1, (-1, attn.head_dim)) for each in projected)
+    return norm_q(q), norm_k(k), v
+
+
+def _attend(attn: Any, qkv: Sequence[Tensor], rotary: Rotary | None) -> Tensor:
+    """q, k and v, (B, S, H, D) each -> (B, S, H·D)."""
+    q, k, v = qkv
+    if rotary is not None:
+        q, k = _rotated(q, rotary), _rotated(k, rotary)
+    y = dispatch_attention_fn(
+        q,
+        k,
+        v,
+        backend=attn.processor._attention_backend,
+        parallel_config=attn.processor._parallel_config,
+    )
+    return y.flatten(2).to(q.dtype)
+
+
+def _rotated(x: Tensor, rotary: Any) -> Tensor:
+    """(B, S, H, D) -> the same."""
+    y: Any = apply_rotary_emb(x, rotary, sequence_dim=1)
+    return y
+
+
+def _clipped(x: Tensor) -> Tensor:
+    return x.clip(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
+
+
+def _asks_for_a_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _is_untouched_double(block: Any) -> bool:
+    """Whether every submodule that the fused forward passes by is as diffusers made it."""
+    dropouts = (block.ff.net[1], block.ff_context.net[1], block.attn.to_out[1])
+    return (
+        all(_is_untouched_norm(n, AdaLayerNormZero) for n in (block.norm1, block.norm1_context))
+        and all(is_untouched(n, nn.LayerNorm) for n in (block.norm2, block.norm2_context))
+        and all(is_plain_feed_forward(ff) for ff in (block.ff, block.ff_context))
+        and _is_untouched_attention(block.attn)
+        and all(is_untouched(d, nn.Dropout) and not (d.training and d.p > 0) for d in dropouts)
+    )
+
+
+def _is_untouched_single(block: Any) -> bool:
+    """Whether every submodule that the fused forward passes by is as diffusers made it."""
+    return (
+        _is_untouched_norm(block.norm, AdaLayerNormZeroSingle)
+        and is_untouched(block.act_mlp, nn.GELU)
+        and _is_untouched_attention(block.attn)
+    )
+
+
+def _is_untouched_norm(
+    norm: Any, kind: type[AdaLayerNormZero] | type[AdaLayerNormZeroSingle]
+) -> bool:
+    return (
+        is_untouched(norm, kind)
+        and getattr(norm, "emb", None) is None
+        and is_untouched(norm.norm, nn.LayerNorm)
+    )
+
+
+def _is_untouched_attention(attn: Any) -> bool:
+    return (
+        is_untouched(attn, FluxAttention)
+        and type(attn.processor) is FluxAttnProcessor
+        and not attn.fused_projections
+    )
