@@ -3,6 +3,7 @@
 import math
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from viditq import ops
 triton = pytest.importorskip("triton")
 
 from viditq.ops import rows as row_kernels  # noqa: E402
+from viditq.ops.quantize_rows.signature import empty_result  # noqa: E402
 
 interpreted = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="kernels are compiled, not interpreted, here"
@@ -25,14 +27,26 @@ GARBAGE = 99
 @pytest.fixture(autouse=True)
 def garbage(monkeypatch):
     """Results start as what no test expects, so that every element must be written."""
-    empty = row_kernels.empty_result
 
     def filled(*args):
-        codes, scale = empty(*args)
+        codes, scale = empty_result(*args)
         return codes.fill_(GARBAGE), scale.fill_(-GARBAGE)
 
     for op in ("quantize_rows", "norm_quantize", "gelu_quantize"):
         monkeypatch.setattr(import_module(f"viditq.ops.{op}.triton"), "empty_result", filled)
+
+
+@pytest.fixture
+def chips_fma(monkeypatch):
+    """The interpreter rounds the product of a fused multiply-add; a chip does not."""
+    interpreter = import_module("triton.runtime.interpreter")
+
+    def fma(self, x, y, z):
+        wide = (operand.data.astype(np.longdouble) for operand in (x, y, z))
+        product = next(wide) * next(wide)
+        return interpreter.TensorHandle((product + next(wide)).astype(np.float32), z.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", fma)
 
 
 def kernel(op: str, *args):
@@ -54,6 +68,10 @@ def assert_same(mine, wanted, *, exact: bool = False) -> None:
         torch.testing.assert_close(scale, wanted_scale, rtol=scale.is_cuda * 3e-7, atol=0)
         return
     torch.testing.assert_close(scale, wanted_scale, rtol=1e-5, atol=0)
+    assert_near(codes, wanted_codes)
+
+
+def assert_near(codes, wanted_codes) -> None:
     difference = (codes.int() - wanted_codes.int()).abs()
     assert difference.max() <= 1
     assert (difference > 0).float().mean() < 1e-3
@@ -79,24 +97,27 @@ def test_parts_cover_a_row_once(features, block, vectors):
     assert tile.threads * tile.residents * tile.options["maxnreg"] <= row_kernels.REGISTERS
 
 
+# Odd; a multiple of no vector; one warp's share; pieces of two widths; several warps a row.
+SHAPES = pytest.mark.parametrize(
+    ("shape", "hadamard"),
+    [
+        ((1, 17), 0),
+        ((17, 36), 0),
+        ((17, 36), 4),
+        ((1, 128), 128),
+        ((3, 256), 256),
+        ((3, 1152), 32),
+        ((5, 1152), 128),
+        ((2, 1920), 128),
+        ((2, 4608), 0),
+        ((2, 4608), 128),
+    ],
+)
+
+
 @interpreted
 class TestQuantizeRows:
-    # Odd; a multiple of no vector; one warp's share; pieces of two widths; several warps a row.
-    @pytest.mark.parametrize(
-        ("shape", "hadamard"),
-        [
-            ((1, 17), 0),
-            ((17, 36), 0),
-            ((17, 36), 4),
-            ((1, 128), 128),
-            ((3, 256), 256),
-            ((3, 1152), 32),
-            ((5, 1152), 128),
-            ((2, 1920), 128),
-            ((2, 4608), 0),
-            ((2, 4608), 128),
-        ],
-    )
+    @SHAPES
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_is_the_reference(self, shape, hadamard, dtype):
         x, smooth = torch.randn(shape).to(dtype), torch.rand(shape[1]) + 0.5
@@ -146,6 +167,39 @@ class TestQuantizeRows:
         with pytest.raises(ValueError, match="does not divide"):
             kernel("quantize_rows", torch.randn(3, 36), None, 8, 8)
 
+    @SHAPES
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_static_scale(self, shape, hadamard, dtype):
+        """About a value in ten saturates."""
+        x, smooth = torch.randn(shape).to(dtype), torch.rand(shape[1]) + 0.5
+        for bits, balance in ((8, None), (6, smooth), (4, smooth)):
+            arguments = (x, balance, hadamard, bits, torch.tensor(1.7 / (2 ** (bits - 1) - 1)))
+            wanted = reference("quantize_rows", *arguments)
+            assert_same(kernel("quantize_rows", *arguments), wanted, exact=hadamard == 0)
+
+    # Mantissas: the least, the largest, and some of many digits; exponents: usual, and far.
+    @pytest.mark.parametrize("scale", [1.0, 1 - 2**-24, 0.1, 1 / 3, 0.7 / 127, 1e-20, 3e30])
+    def test_static_codes_are_the_rounded_quotients(self, chips_fma, scale):
+        """On and beside every tie, where a product with the reciprocal may go the other way."""
+        scale = torch.tensor(scale)
+        ties = (torch.arange(-130, 131)[:, None] + 0.5) * scale
+        x = (ties.view(torch.int32) + torch.arange(-8, 9, dtype=torch.int32)).view(torch.float32)
+        codes, _ = kernel("quantize_rows", x, None, 0, 8, scale)
+        wanted = (x / scale).round().clamp(-127, 127)
+        assert torch.equal(codes, wanted.to(torch.int8))
+        product = (x * scale.reciprocal()).round().clamp(-127, 127)
+        assert torch.equal(product, wanted) == (scale == 1)
+
+    @pytest.mark.parametrize("scale", [0.0, 0.1])
+    @pytest.mark.parametrize("hadamard", [0, 4])
+    def test_static_scale_and_no_ordinary_numbers(self, scale, hadamard):
+        x = torch.zeros(4, 36)
+        x[0, ::4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 0, 1, -1, 1e-45])
+        x[1, 5], x[2] = torch.nan, torch.inf
+        arguments = (x, None, hadamard, 8, torch.tensor(scale))
+        wanted = reference("quantize_rows", *arguments)
+        assert_same(kernel("quantize_rows", *arguments), wanted, exact=True)
+
     def test_two_runs_are_equal(self):
         arguments = (torch.randn(5, 1152), torch.rand(1152) + 0.5, 128, 8)
         first = kernel("quantize_rows", *arguments)
@@ -168,6 +222,9 @@ class TestNormQuantize:
         ):
             wanted = reference("norm_quantize", *arguments)
             assert_same(kernel("norm_quantize", *arguments), wanted)
+            arguments = (*arguments, torch.tensor(0.02))
+            codes, wanted = (f("norm_quantize", *arguments)[0] for f in (kernel, reference))
+            assert_near(codes, wanted)
 
     def test_several_warps_a_row_and_modulation_as_models_slice_it(self):
         x, modulation = torch.randn(4, 4608), torch.randn(2, 3, 4608).bfloat16()
@@ -213,6 +270,9 @@ class TestGeluQuantize:
         ):
             wanted = reference("gelu_quantize", *arguments)
             assert_same(kernel("gelu_quantize", *arguments), wanted)
+            arguments = (*arguments, torch.tensor(0.02))
+            codes, wanted = (f("gelu_quantize", *arguments)[0] for f in (kernel, reference))
+            assert_near(codes, wanted)
 
     @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "silu"])
     def test_far_from_zero(self, kind):

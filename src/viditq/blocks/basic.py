@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from viditq.blocks.inputs import Gelu, Input, Modulated, Plain
 from viditq.blocks.products import balancing, finish, is_untouched, read, takes_codes
 from viditq.models.basic_block import SHARED_INPUTS
+from viditq.nn import QuantLinear
 
 __all__ = ["BasicTransformerBlock"]
 
@@ -141,19 +142,27 @@ def _attentions(block: Any) -> list[Any]:
 
 
 def _balances_alike(block: nn.Module) -> bool:
-    """Whether readers of one input whose plans balance it alike also hold the same vector.
+    """Whether readers of one input whose plans are alike hold the same vector and static scale.
 
-    Conversion sees to it; a checkpoint from elsewhere may not.
+    Conversion sees to it; a checkpoint from elsewhere may not. It is found out here, once: a look
+    at the values at every call would wait for the device.
     """
     modules = dict(block.named_modules())
     for names in SHARED_INPUTS:
-        first: dict[object, Tensor] = {}
+        first: dict[object, QuantLinear] = {}
         for layer in (modules[name] for name in names if name in modules):
-            if takes_codes(layer) and layer.smooth is not None:
-                smooth = first.setdefault(balancing(layer), layer.smooth)
-                if not torch.equal(smooth, layer.smooth):
+            if takes_codes(layer):
+                other = first.setdefault(balancing(layer), layer)
+                if not (
+                    _equal(layer.smooth, other.smooth)
+                    and _equal(layer.input_scale, other.input_scale)
+                ):
                     return False
     return True
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def _is_plain_attention(attn: Any) -> bool:

@@ -1,11 +1,10 @@
 """Linear layers of a fused block: integer products where nothing is in the way.
 
-A layer takes part when it is a :class:`~viditq.nn.QuantLinear` with dynamic activations and nothing
-sits on it. A layer that stayed float, one that a LoRA wraps, one with a hook or a forward of its
-own, one with a static activation scale is called as a module instead, with the float input that it
-would get without fusing. This is judged at every call, so what is put on a layer counts at once,
-and what is taken off as well. (Compiled code keeps the judgement of its compilation, as
-``torch.compile`` does with all hooks.)
+A layer takes part when it is a :class:`~viditq.nn.QuantLinear` and nothing sits on it. A layer that
+stayed float, one that a LoRA wraps, one with a hook or a forward of its own is called as a module
+instead, with the float input that it would get without fusing. This is judged at every call, so
+what is put on a layer counts at once, and what is taken off as well. (Compiled code keeps the
+judgement of its compilation, as ``torch.compile`` does with all hooks.)
 """
 
 from collections.abc import Sequence
@@ -35,19 +34,20 @@ def is_untouched(module: nn.Module, kind: type[T]) -> TypeGuard[T]:
 
 def takes_codes(layer: nn.Module) -> TypeGuard[QuantLinear]:
     """Whether a fused op may quantize this layer's input for it."""
-    return is_untouched(layer, QuantLinear) and layer.input_scale is None
+    return is_untouched(layer, QuantLinear)
 
 
-def balancing(layer: QuantLinear) -> tuple[str, float | None, int]:
+def balancing(layer: QuantLinear) -> tuple[str, str, float | None, int]:
     """What decides how an input is quantized: layers that read it and agree here share codes."""
-    return layer.plan.activation, layer.plan.smooth, layer.hadamard
+    plan = layer.plan
+    return plan.activation, plan.granularity, plan.smooth, layer.hadamard
 
 
 def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
     """What each layer makes of ``x``; the input is quantized once, and multiplied once.
 
-    Layers that balance it differently have their own codes, and those with another weight format
-    their own product.
+    Layers that balance or scale it differently have their own codes, and those with another weight
+    format their own product.
 
     Returns:
         (B, S, N_i) for each layer; views of a wider tensor where products are joint.

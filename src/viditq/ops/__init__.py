@@ -16,7 +16,6 @@ from viditq.ops.int8_linear import int8_linear
 from viditq.ops.norm_quantize import norm_quantize
 from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
 from viditq.ops.quantize_rows import quantize_rows
-from viditq.ops.quantize_tensor import quantize_tensor
 from viditq.ops.registration import BACKENDS, DEFAULT_BACKEND, fastest_backend, use_backend
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "pack_int4",
     "pack_int6",
     "quantize_rows",
-    "quantize_tensor",
     "unpack_int4",
     "unpack_int6",
     "use_backend",

@@ -1,10 +1,10 @@
 """``gelu_quantize``: GELU, SiLU or a gated form of them, and quantization with balancing."""
 
-import torch
 from torch import Tensor
 
 from viditq.ops.gelu_quantize import reference
 from viditq.ops.gelu_quantize.reference import activate_rows
+from viditq.ops.quantize_rows import signature
 from viditq.ops.registration import register_op
 
 __all__ = ["ACTIVATIONS", "activate_rows", "gelu_quantize"]
@@ -12,15 +12,21 @@ __all__ = ["ACTIVATIONS", "activate_rows", "gelu_quantize"]
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
 
 
-def _shape(x: Tensor, kind: str, gated: bool, *_: object) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    features = x.shape[1] // 2 if gated else x.shape[1]
-    codes = x.new_empty(x.shape[0], features, dtype=torch.int8)
-    return codes, x.new_empty(x.shape[0], dtype=torch.float32)
+def _shape(
+    x: Tensor,
+    kind: str,  # noqa: ARG001
+    gated: bool,
+    smooth: Tensor | None,  # noqa: ARG001
+    hadamard: int,  # noqa: ARG001
+    bits: int,  # noqa: ARG001
+    scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return signature.empty_result(x, x.shape[1] // 2 if gated else x.shape[1], scale)
 
 
 _gelu_quantize = register_op(
-    "gelu_quantize(Tensor x, str kind, bool gated, Tensor? smooth, int hadamard, int bits) "
-    "-> (Tensor, Tensor)",
+    "gelu_quantize(Tensor x, str kind, bool gated, Tensor? smooth, int hadamard, int bits, "
+    "Tensor? scale) -> (Tensor, Tensor)",
     reference.gelu_quantize,
     _shape,
     kernels="viditq.ops.gelu_quantize",
@@ -35,8 +41,9 @@ def gelu_quantize(
     smooth: Tensor | None = None,
     hadamard: int = 0,
     bits: int = 8,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Apply an activation function to each row of ``x``, then quantize it with a scale of its own.
+    """Apply an activation function to each row of ``x``, then quantize it.
 
     Args:
         x: (M, K), bf16, fp16 or fp32; (M, 2K) if gated.
@@ -45,9 +52,10 @@ def gelu_quantize(
         smooth: (K,) fp32 per-channel vector that the result is divided by, or ``None``.
         hadamard: block size of the rotation, a power of two that divides K; 0 for none.
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
+        scale: () fp32, static; ``None`` for one of each row's own.
 
     Returns:
-        codes (M, K) int8 and scale (M,) fp32.
+        codes (M, K) int8 and scale (M,) fp32, or the one given.
     """
     if x.ndim != 2 or not x.is_floating_point():
         raise ValueError(f"x must be a floating-point matrix, not {x.dtype} {tuple(x.shape)}")
@@ -56,8 +64,6 @@ def gelu_quantize(
     if gated and x.shape[1] % 2:
         raise ValueError(f"a gated activation needs an even number of columns, not {x.shape[1]}")
     features = x.shape[1] // 2 if gated else x.shape[1]
-    if smooth is not None and smooth.shape != (features,):
-        raise ValueError(f"smooth must have shape ({features},), not {tuple(smooth.shape)}")
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits must be 2 … 8, not {bits}")
-    return _gelu_quantize(x, kind, gated, smooth, hadamard, bits)
+    signature.check(smooth, bits, scale, features)
+    codes, own = _gelu_quantize(x, kind, gated, smooth, hadamard, bits, scale)
+    return codes, own if scale is None else scale

@@ -1,4 +1,4 @@
-"""Activation function, balancing and per-token quantization in one pass: the definition.
+"""Activation function, balancing and quantization in one pass: the definition.
 
 ``y = act(x)``, or ``y = a · act(g)`` with ``x = [a, g]`` for the gated forms (GEGLU, SwiGLU; arXiv
 2002.05202, in diffusers' order: the gate comes second), then :mod:`viditq.ops.quantize_rows`, all
@@ -26,7 +26,13 @@ def activate_rows(x: Tensor, kind: str, gated: bool) -> Tensor:
 
 
 def gelu_quantize(
-    x: Tensor, kind: str, gated: bool, smooth: Tensor | None, hadamard: int, bits: int
+    x: Tensor,
+    kind: str,
+    gated: bool,
+    smooth: Tensor | None,
+    hadamard: int,
+    bits: int,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M, K) or (M, 2K) float -> codes (M, K) int8 and scale (M,) fp32."""
-    return quantize_rows(activate_rows(x, kind, gated), smooth, hadamard, bits)
+    """(M, K) or (M, 2K) float -> codes (M, K) int8 and scale (M,) fp32, (0,) if one is given."""
+    return quantize_rows(activate_rows(x, kind, gated), smooth, hadamard, bits, scale)

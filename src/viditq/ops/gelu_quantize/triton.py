@@ -7,11 +7,12 @@ from torch import Tensor
 
 from viditq.ops.gelu_quantize import reference
 from viditq.ops.launch import dense
+from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
-    empty_result,
     load_row,
     programs,
     reciprocals,
+    static_steps,
     store_quantized,
     takes,
     tiling,
@@ -59,6 +60,7 @@ def kernel(
     x,
     stride,
     smooth,
+    static,
     codes,
     scale,
     M,
@@ -68,6 +70,7 @@ def kernel(
     TILE: tl.constexpr,
 ):
     inverse = reciprocals(smooth, TILE)
+    steps = static_steps(static, QMAX, TILE)
     for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
         row = tl.cast(i, tl.int64)
         loaded = load_row(x + row * stride, TILE)
@@ -78,26 +81,33 @@ def kernel(
             if GATED:
                 value = loaded[p] * value
             values += (value * inverse[p],)
-        store_quantized(values, codes + row * TILE.features, scale + row, QMAX, TILE)
+        store_quantized(values, codes + row * TILE.features, scale + row, steps, QMAX, TILE)
 
 
 def gelu_quantize(
-    x: Tensor, kind: str, gated: bool, smooth: Tensor | None, hadamard: int, bits: int
+    x: Tensor,
+    kind: str,
+    gated: bool,
+    smooth: Tensor | None,
+    hadamard: int,
+    bits: int,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M, K), or (M, 2K) if gated, float -> codes (M, K) int8 and scale (M,) fp32."""
+    """As the reference: (M, K), or (M, 2K) if gated, float -> codes and scale."""
     rows, features = x.shape[0], x.shape[1] // 2 if gated else x.shape[1]
     if not takes(x, features, hadamard):
-        return reference.gelu_quantize(x, kind, gated, smooth, hadamard, bits)
+        return reference.gelu_quantize(x, kind, gated, smooth, hadamard, bits, scale)
     x, tile = dense(x), tiling(features, hadamard)
     smooth = None if smooth is None else dense(smooth)
-    codes, scale = empty_result(x, features)
+    codes, own = empty_result(x, features, scale)
     with torch.cuda.device_of(x):
         kernel[(programs(x, tile),)](
             x,
             x.stride(0),
             smooth,
-            codes,
             scale,
+            codes,
+            own,
             rows,
             kind,
             gated,
@@ -105,4 +115,4 @@ def gelu_quantize(
             tile,
             **tile.options,
         )
-    return codes, scale
+    return codes, own

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from viditq.ops.launch import dense
 from viditq.ops.norm_quantize import reference
+from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
     clear_padding,
-    empty_result,
     load_part,
     load_row,
     programs,
     reciprocals,
     row_sum,
+    static_steps,
     store_quantized,
     takes,
     tiling,
@@ -87,6 +88,7 @@ def kernel(
     shift,
     shift_stride,
     smooth,
+    static,
     codes,
     scale,
     rows_per_batch,
@@ -101,6 +103,7 @@ def kernel(
     if shift is not None:
         shift += batch * shift_stride
     factors, offsets = _affine(weight, bias, gain, shift, smooth, TILE)
+    steps = static_steps(static, QMAX, TILE)
 
     start = tl.program_id(0) % programs_per_batch
     for i in tl.range(start, rows_per_batch, programs_per_batch, num_stages=TILE.stages):
@@ -109,7 +112,7 @@ def kernel(
         results = ()
         for p in tl.static_range(len(TILE.parts)):
             results += (tl.fma(values[p], factors[p], offsets[p]),)
-        store_quantized(results, codes + row * TILE.features, scale + row, QMAX, TILE)
+        store_quantized(results, codes + row * TILE.features, scale + row, steps, QMAX, TILE)
 
 
 def norm_quantize(
@@ -123,18 +126,19 @@ def norm_quantize(
     smooth: Tensor | None,
     hadamard: int,
     bits: int,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32."""
+    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32, (0,) if one is given."""
     rows, features = x.shape
     if not takes(x, features, hadamard):
         return reference.norm_quantize(
-            x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits
+            x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits, scale
         )
     x, tile = dense(x), tiling(features, hadamard, vectors=2)
     weight, bias, smooth = (v if v is None else dense(v) for v in (weight, bias, smooth))
     batches = math.lcm(*(len(v) for v in (gain, shift) if v is not None))
     gain, shift = (v if v is None else _spread(v, batches) for v in (gain, shift))
-    codes, scale = empty_result(x, features)
+    codes, own = empty_result(x, features, scale)
     shared = programs(x, tile, batches)
     with torch.cuda.device_of(x):
         kernel[(batches * shared,)](
@@ -148,8 +152,9 @@ def norm_quantize(
             shift,
             0 if shift is None else shift.stride(0),
             smooth,
-            codes,
             scale,
+            codes,
+            own,
             rows // batches,
             shared,
             kind == "layer",
@@ -157,7 +162,7 @@ def norm_quantize(
             tile,
             **tile.options,
         )
-    return codes, scale
+    return codes, own
 
 
 def _spread(vectors: Tensor, batches: int) -> Tensor:
