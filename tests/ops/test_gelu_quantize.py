@@ -18,6 +18,11 @@ def test_plain(kind, dtype):
     wanted, wanted_scale = quantize_rows(FUNCTIONS[kind](x.float()), smooth, 4, 6)
     assert torch.equal(codes, wanted)
     assert torch.equal(scale, wanted_scale)
+    static = torch.tensor(0.02)
+    codes, scale = gelu_quantize(x, kind, smooth=smooth, hadamard=4, bits=6, scale=static)
+    wanted, _ = quantize_rows(FUNCTIONS[kind](x.float()), smooth, 4, 6, static)
+    assert torch.equal(codes, wanted)
+    assert scale is static
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
@@ -38,6 +43,7 @@ def test_gated(kind):
         (torch.ones(2, 8), {"gated": True, "smooth": torch.ones(8)}, r"shape \(4,\), not \(8,\)"),
         (torch.ones(2, 8).int(), {}, "floating-point matrix, not torch.int32"),
         (torch.ones(2, 8), {"bits": 1}, "2 … 8, not 1"),
+        (torch.ones(2, 8), {"scale": torch.ones(2)}, r"one torch.float32, \(\), not"),
     ],
 )
 def test_wrong_arguments(x, wrong, words):
@@ -50,4 +56,5 @@ def test_wrong_arguments(x, wrong, words):
 def test_registration(rows, gated):
     x = torch.randn(rows, 16).bfloat16()
     arguments = (x, "gelu_tanh", gated, torch.ones(8 if gated else 16), 4, 8)
-    torch.library.opcheck(torch.ops.viditq.gelu_quantize.default, arguments)
+    for scale in (None, torch.tensor(0.02)):
+        torch.library.opcheck(torch.ops.viditq.gelu_quantize.default, (*arguments, scale))

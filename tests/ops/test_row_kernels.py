@@ -38,13 +38,19 @@ def garbage(monkeypatch):
 
 @pytest.fixture
 def chips_fma(monkeypatch):
-    """The interpreter rounds the product of a fused multiply-add; a chip does not."""
+    """A chip does not round the product in a fused multiply-add; the interpreter does."""
     interpreter = import_module("triton.runtime.interpreter")
 
     def fma(self, x, y, z):
-        wide = (operand.data.astype(np.longdouble) for operand in (x, y, z))
-        product = next(wide) * next(wide)
-        return interpreter.TensorHandle((product + next(wide)).astype(np.float32), z.dtype.scalar)
+        x, y, addend = (operand.data.astype(np.float64) for operand in (x, y, z))
+        product = x * y  # exact
+        total = np.asarray(product + addend)
+        rounded = total - product
+        error = (product - (total - rounded)) + (addend - rounded)
+        # Rounded to odd first, so that the second rounding finds no ties of the first one's making.
+        inexact = np.isfinite(total) & (error != 0) & (total.view(np.int64) % 2 == 0)
+        total = np.where(inexact, np.nextafter(total, np.copysign(np.inf, error)), total)
+        return interpreter.TensorHandle(total.astype(np.float32), z.dtype.scalar)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", fma)
 
@@ -115,6 +121,17 @@ SHAPES = pytest.mark.parametrize(
 )
 
 
+# Mantissas: the least, the largest, and some of many digits; exponents: usual, and far.
+SCALES = pytest.mark.parametrize("scale", [1.0, 1 - 2**-24, 0.1, 1 / 3, 0.7 / 127, 1e-20, 3e30])
+
+
+def beside_ties(scale):
+    """Every tie of two codes and, with some to spare, eight numbers on either side."""
+    steps = torch.arange(-130, 131, device=scale.device)[:, None] + 0.5
+    near = torch.arange(-8, 9, dtype=torch.int32, device=scale.device)
+    return ((steps * scale).view(torch.int32) + near).view(torch.float32)
+
+
 @interpreted
 class TestQuantizeRows:
     @SHAPES
@@ -177,13 +194,11 @@ class TestQuantizeRows:
             wanted = reference("quantize_rows", *arguments)
             assert_same(kernel("quantize_rows", *arguments), wanted, exact=hadamard == 0)
 
-    # Mantissas: the least, the largest, and some of many digits; exponents: usual, and far.
-    @pytest.mark.parametrize("scale", [1.0, 1 - 2**-24, 0.1, 1 / 3, 0.7 / 127, 1e-20, 3e30])
+    @SCALES
     def test_static_codes_are_the_rounded_quotients(self, chips_fma, scale):
         """On and beside every tie, where a product with the reciprocal may go the other way."""
         scale = torch.tensor(scale)
-        ties = (torch.arange(-130, 131)[:, None] + 0.5) * scale
-        x = (ties.view(torch.int32) + torch.arange(-8, 9, dtype=torch.int32)).view(torch.float32)
+        x = beside_ties(scale)
         codes, _ = kernel("quantize_rows", x, None, 0, 8, scale)
         wanted = (x / scale).round().clamp(-127, 127)
         assert torch.equal(codes, wanted.to(torch.int8))
@@ -343,6 +358,26 @@ class TestOnCuda:
             mine, again = op(*args, **kwargs), op(*args, **kwargs)
         assert_same(mine, wanted, exact=exact)
         assert_same(again, mine, exact=True)
+
+    @pytest.mark.parametrize("case", CUDA_CASES)
+    def test_static_scale(self, case):
+        op, args, kwargs, exact = case()
+        scale = torch.tensor(0.02, device="cuda")
+        with ops.use_backend("reference"):
+            wanted, _ = op(*args, **kwargs, scale=scale)
+        with ops.use_backend("triton"):
+            codes, returned = op(*args, **kwargs, scale=scale)
+        assert returned is scale
+        assert_near(codes, wanted)
+        assert not exact or torch.equal(codes, wanted)
+
+    @SCALES
+    def test_static_codes_are_the_rounded_quotients(self, scale):
+        scale = torch.tensor(scale, device="cuda")
+        x = beside_ties(scale)
+        with ops.use_backend("triton"):
+            codes, _ = ops.quantize_rows(x, scale=scale)
+        assert torch.equal(codes, (x / scale).round().clamp(-127, 127).to(torch.int8))
 
     @pytest.mark.parametrize("case", CUDA_CASES[:5])
     def test_compiled(self, case):
