@@ -1,7 +1,8 @@
 """Operations on raw tensors, one folder each.
 
 ``reference.py`` is the definition in plain torch; it runs everywhere and is what faster
-implementations are compared with. ``triton.py`` is for any CUDA chip, ``hopper.py`` for sm_90.
+implementations are compared with. ``triton.py`` is for any CUDA chip, ``hopper.py`` for sm_90;
+``cuda.py`` is, in their place, what torch itself can do there.
 ``__init__.py`` checks arguments and registers the op with
 ``torch.library``, so that device dispatch, ``torch.compile(fullgraph=True)`` and CUDA graphs work.
 Ops know shapes and bits but no :class:`~viditq.formats.Format`, plan or module.
@@ -9,6 +10,7 @@ Ops know shapes and bits but no :class:`~viditq.formats.Format`, plan or module.
 Shapes: M tokens (rows), K features in, N features out.
 """
 
+from viditq.ops.fp8_linear import fp8_linear, quantize_rows_fp8
 from viditq.ops.gelu_quantize import gelu_quantize
 from viditq.ops.hadamard import block_hadamard
 from viditq.ops.int4_linear import int4_linear
@@ -23,6 +25,7 @@ __all__ = [
     "DEFAULT_BACKEND",
     "block_hadamard",
     "fastest_backend",
+    "fp8_linear",
     "gelu_quantize",
     "int4_linear",
     "int8_linear",
@@ -30,6 +33,7 @@ __all__ = [
     "pack_int4",
     "pack_int6",
     "quantize_rows",
+    "quantize_rows_fp8",
     "unpack_int4",
     "unpack_int6",
     "use_backend",
