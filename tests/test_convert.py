@@ -1,6 +1,7 @@
 """Conversion: balance, round once, correct the mean; nothing else changes."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ PLANS = {
     "rotated": LayerPlan(weight="int4", hadamard=128),
     "both": LayerPlan(weight="int4", smooth=0.25, hadamard=128),
     "static": LayerPlan(granularity="tensor"),
+    "static and balanced": LayerPlan(granularity="tensor", smooth=0.5, hadamard=128),
 }
 FULL = {"smooth": 0.5, "hadamard": 128, "rounding": "gptq", "clip": True, "bias_correction": True}
 EVERY_PLAN = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -161,6 +163,19 @@ def test_a_static_scale_covers_what_calibration_saw():
         layer = readers_of([nn.Linear(36, 5)], plan, stats)[0]
         assert layer.input_scale.shape == ()
         torch.testing.assert_close(layer.input_scale * qmax, stats.rows.abs().max())
+
+
+@pytest.mark.parametrize("hadamard", [0, 4])
+def test_a_static_scale_is_of_the_balanced_input(hadamard):
+    """Without a rotation of all that calibration saw, with one of the tokens that it kept."""
+    stats, linear = statistics(tokens(36)), nn.Linear(36, 5)
+    plan = LayerPlan(granularity="tensor", smooth=0.5, hadamard=hadamard)
+    layer = readers_of([linear], plan, stats)[0]
+    balanced = balance_for([plan], [linear], stats).activation(stats.rows)
+    torch.testing.assert_close(layer.input_scale * 127, balanced.abs().max())
+    few = dataclasses.replace(stats, rows=stats.rows[:3])
+    fewer = readers_of([linear], plan, few)[0]
+    assert torch.equal(fewer.input_scale, layer.input_scale) == (hadamard == 0)
 
 
 def test_better_methods_are_better():

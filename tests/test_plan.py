@@ -19,14 +19,10 @@ NAMES = {
     "blocks.1.down": "ffn.down",
 }
 
-static = st.builds(
+layer_plans = st.builds(
     LayerPlan,
     weight=st.sampled_from(["int8", "int6", "int4"]),
-    granularity=st.just("tensor"),
-)
-balanced = st.builds(
-    LayerPlan,
-    weight=st.sampled_from(["int8", "int6", "int4"]),
+    granularity=st.sampled_from(["token", "tensor"]),
     activation=st.sampled_from(["int8", "int6"]),
     smooth=st.none() | st.floats(0, 1),
     hadamard=st.sampled_from([0, 2, 64, 128, 4096]),
@@ -38,7 +34,7 @@ plans = st.builds(
     Plan,
     model=st.just("pixart"),
     recipe=st.text(max_size=5),
-    layers=st.dictionaries(st.sampled_from(sorted(NAMES)), static | balanced),
+    layers=st.dictionaries(st.sampled_from(sorted(NAMES)), layer_plans),
 )
 
 
@@ -68,8 +64,6 @@ class TestPlan:
             ({"hadamard": -4}, ("hadamard", "-4")),
             ({"hadamard": 8192}, ("hadamard", "8192")),
             ({"granularity": "group"}, ("granularity", "'group'")),
-            ({"granularity": "tensor", "smooth": 0.5}, ("no balancing",)),
-            ({"granularity": "tensor", "hadamard": 64}, ("no balancing",)),
             ({"rounding": "up"}, ("rounding", "'up'")),
             ({"group_size": 64}, ("group_size", "unknown field", "64")),
         ],
@@ -157,16 +151,12 @@ class TestRecipe:
         assert recipe.resolve(NAMES)["blocks.0.up"] == [LayerPlan(clip=True)]
         assert "blocks.1.up" not in recipe.resolve(NAMES)
 
-    def test_fields_that_do_not_go_together(self):
-        """Each is fine alone; only the layer where they meet is wrong."""
+    def test_what_no_layer_can_have(self):
+        """It is found where the rule meets a layer."""
         recipe = Recipe.model_validate(
-            {
-                "name": "r",
-                "default": {"smooth": 0.5},
-                "rule": [{"roles": ["ffn.up"], "granularity": "tensor"}],
-            }
+            {"name": "r", "rule": [{"roles": ["ffn.up"], "hadamard": [0, 96]}]}
         )
-        with refuses(PlanError, "'r'", "no balancing"):
+        with refuses(PlanError, "'r'", "blocks.0.up", "power of two", "96"):
             recipe.resolve(NAMES)
 
 

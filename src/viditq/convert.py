@@ -171,8 +171,15 @@ def _fill(
         assert balance.smooth is not None
         quantized.smooth.data = balance.smooth.clone()
     if quantized.input_scale is not None:
-        quantized.input_scale.data = stats.amax / plan.activation_format.qmax
+        quantized.input_scale.data = _largest(stats, balance) / plan.activation_format.qmax
     return quantized
+
+
+def _largest(stats: LayerStats, balance: Balance) -> Tensor:
+    """() fp32: the largest magnitude of the balanced input; of the sampled tokens' if rotated."""
+    if balance.hadamard:
+        return balance.activation(stats.rows).abs().max()
+    return balance.activation(stats.step_amax).abs().max()
 
 
 def group_layers(infos: Iterable[LayerInfo]) -> dict[str, list[LayerInfo]]:

@@ -64,7 +64,7 @@ class LayerPlan(_Value):
         weight: format of the weight, one scale per output channel.
         activation: format of the input.
         granularity: ``token`` (dynamic, one scale per row) or ``tensor`` (static, one scale in
-            all, from calibration: the naive baseline).
+            all, from calibration; without balancing, the naive baseline).
         smooth: migration strength α of the per-channel smoothing vector, 0 (balance the weight
             alone) to 1 (balance the activation alone); ``None`` for no smoothing.
         hadamard: block size of the Hadamard rotation, a power of two; 0 for none.
@@ -86,8 +86,6 @@ class LayerPlan(_Value):
     def _block_is_a_power_of_two(self) -> "LayerPlan":
         if self.hadamard & (self.hadamard - 1):
             raise ValueError(f"hadamard must be 0 or a power of two, not {self.hadamard}")
-        if self.granularity == "tensor" and (self.smooth is not None or self.hadamard):
-            raise ValueError("static per-tensor activations are the naive baseline: no balancing")
         return self
 
     @property

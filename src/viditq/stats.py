@@ -45,11 +45,6 @@ class LayerStats:
     row_steps: Tensor
     count: Tensor
 
-    @property
-    def amax(self) -> Tensor:
-        """() fp32: the largest magnitude of all."""
-        return self.step_amax.max()
-
     def to(self, device: torch.device | str) -> "LayerStats":
         return LayerStats(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 

@@ -1,5 +1,6 @@
 """Blocks and denoisers of small models: what can run is timed, what cannot says why."""
 
+import dataclasses
 from importlib.util import find_spec
 
 import pytest
@@ -10,10 +11,11 @@ from viditq.bench import BenchResult, bench_models, random_models
 from viditq.bench.variants import VARIANTS, variants_named
 from viditq.errors import InputError
 from viditq.nn import QuantLinear
+from viditq.ops.quantize_rows import balance_rows
 from viditq.plan import LayerPlan
 
 CPU = torch.device("cpu")
-EAGER = ("bf16", "w8a8", "w8a8-unbalanced", "w8a8-static", "w4a8")
+EAGER = ("bf16", "w8a8", "w8a8-unbalanced", "w8a8-static", "w8a8-fused-static", "w4a8")
 
 
 def run(kind, model, variants=EAGER, **options):
@@ -34,6 +36,25 @@ def test_denoiser():
     assert rows["bf16"].check == "relative error 0"
     assert rows["w4a8"].weight_bytes < rows["w8a8"].weight_bytes < rows["bf16"].weight_bytes
     assert rows["w8a8"].weight_bytes > rows["w8a8-unbalanced"].weight_bytes  # smoothing
+    assert rows["w8a8-static"].weight_bytes > rows["w8a8"].weight_bytes  # the scales
+
+
+@pytest.mark.parametrize("dynamic", ["w8a8", "w8a8-fused"])
+def test_static_variants_differ_in_nothing_else(dynamic):
+    static = VARIANTS[f"{dynamic}-static"]
+    plan = static.plan.model_copy(update={"granularity": "token"})
+    assert dataclasses.replace(static, name=dynamic, plan=plan) == VARIANTS[dynamic]
+
+
+def test_static_ranges_are_those_of_the_balanced_inputs(small):
+    plan, name = VARIANTS["w8a8-static"].plan, "transformer_blocks.0.attn1.to_q"
+    x, float_layer = torch.randn(6, 32).bfloat16(), small.get_submodule(name)
+    amax = random_models.largest_inputs(small, plan, lambda: float_layer(x))
+    assert set(amax) == {name}
+    ranges = dict.fromkeys(random_models.block_linears(small), amax[name])
+    layer = random_models.quantize_random_(small, plan, ranges).get_submodule(name)
+    balanced = balance_rows(x, layer.smooth, layer.hadamard)
+    torch.testing.assert_close(layer.input_scale * 127, balanced.abs().max())
 
 
 def test_blocks():

@@ -70,7 +70,13 @@ def verdict(m=8, n=48, k=32):
 
 
 @pytest.mark.parametrize(
-    "plan", [PLAN, LayerPlan(granularity="tensor"), LayerPlan(weight="int4"), LayerPlan()]
+    "plan",
+    [
+        PLAN,
+        PLAN.model_copy(update={"granularity": "tensor"}),
+        LayerPlan(weight="int4"),
+        LayerPlan(),
+    ],
 )
 def test_measuring(plan):
     measured = doctor.measure_shape(verdict(), plan, CPU, None)

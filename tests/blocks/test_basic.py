@@ -177,23 +177,17 @@ class TestSomethingOnALayer:
         fewer = name in ("attn1.to_out.0", "ff.net.0.proj")  # a product of their own
         assert counts["int8_linear"] == 7 - fewer
 
-    def test_static_activations(self, make_block, inputs, count_ops, name):
-        block = make_block(plans={name: LayerPlan(granularity="tensor")})
-        expected = run(block, inputs)
-        assert fuse_(block) == 1
-        assert distance(run(block, inputs), expected) <= 1e-5
-        assert count_ops(block, **inputs)["quantize_tensor"] == 1
-
     @pytest.mark.parametrize(
         "other, norms, products",
         [
             (LayerPlan(activation="int6", smooth=0.5, hadamard=16), 3, 8),
             (LayerPlan(weight="int4", smooth=0.5, hadamard=16), 2, 7),
             (LayerPlan(smooth=0.5), 3, 8),
+            (LayerPlan(granularity="tensor", smooth=0.5, hadamard=16), 3, 8),
         ],
     )
     def test_readers_that_differ(self, make_block, inputs, count_ops, other, norms, products):
-        """Another format of weights needs a product of its own; other bits, codes of their own."""
+        """Another format of weights needs a product of its own; other codes, too."""
         block = make_block(plans={"attn1.to_k": other})
         expected = run(block, inputs)
         assert fuse_(block) == 1
@@ -202,6 +196,52 @@ class TestSomethingOnALayer:
         assert counts["norm_quantize"] == norms
         assert counts["int8_linear"] == products
         assert counts.get("int4_linear", 0) == (other.weight == "int4")
+
+
+class TestStaticActivations:
+    """They are quantized by the same ops, and as often."""
+
+    NAIVE = LayerPlan(granularity="tensor")
+    BALANCED = LayerPlan(granularity="tensor", smooth=0.5, hadamard=16)
+
+    @pytest.mark.parametrize(
+        "plan", [NAIVE, BALANCED, BALANCED.model_copy(update={"weight": "int4"})]
+    )
+    def test_everywhere(self, make_block, inputs, count_ops, plan):
+        block = make_block(plan)
+        expected = run(block, inputs)
+        assert fuse_(block) == 1
+        assert distance(run(block, inputs), expected) <= 1e-5
+        counts = count_ops(block, **inputs)
+        assert counts == {
+            name.replace("int8_linear", f"{plan.weight}_linear"): count
+            for name, count in WITH_CAPTIONS.items()
+        }
+
+    @pytest.mark.parametrize("name", ["attn1.to_out.0", "attn2.to_q", "ff.net.0.proj", "ff.net.2"])
+    def test_of_one_layer(self, make_block, inputs, count_ops, name):
+        block = make_block(plans={name: self.NAIVE})
+        expected = run(block, inputs)
+        assert fuse_(block) == 1
+        assert distance(run(block, inputs), expected) <= 1e-5
+        assert count_ops(block, **inputs) == WITH_CAPTIONS
+
+    def test_readers_with_equal_plans_and_unequal_scales(self, make_block):
+        """No calibration makes these; a checkpoint from elsewhere might."""
+        block = make_block(self.BALANCED)
+        block.attn2.to_v.input_scale.data *= 2
+        assert fuse_(block) == 0
+
+    def test_unequal_scales_of_different_formats(self, make_block, inputs, count_ops):
+        """As conversion makes them: the same range in other steps, so codes of their own."""
+        block = make_block(
+            self.BALANCED, {"attn1.to_k": self.BALANCED.model_copy(update={"activation": "int6"})}
+        )
+        block.attn1.to_k.input_scale.data *= 127 / 31
+        expected = run(block, inputs)
+        assert fuse_(block) == 1
+        assert distance(run(block, inputs), expected) <= 1e-5
+        assert count_ops(block, **inputs)["norm_quantize"] == 3
 
 
 class TestDeclined:
@@ -299,7 +339,6 @@ class TestDeclined:
 
     def test_blocks_without_a_layer_that_gains(self, make_block):
         assert fuse_(make_block(None)) == 0
-        assert fuse_(make_block(LayerPlan(granularity="tensor"))) == 0
 
     def test_readers_with_equal_plans_and_unequal_smoothing(self, make_block):
         """No plan makes these; a checkpoint from elsewhere might."""
@@ -406,7 +445,8 @@ class TestStaysAModule:
         torch.testing.assert_close(run(compiled, inputs), expected)
 
     def test_compiles_into_one_graph_with_layers_that_are_not_fused(self, make_block, inputs):
-        others = {"attn1.to_k": None, "attn2.to_out.0": LayerPlan(granularity="tensor")}
+        static = LayerPlan(granularity="tensor", smooth=0.5, hadamard=16)
+        others = {"attn1.to_k": None, "attn2.to_out.0": static, "ff.net.0.proj": static}
         block = make_block(plans=others)
         block.ff.net[2].register_forward_hook(lambda module, args, y: 2 * y)
         fuse_(block)
@@ -418,17 +458,21 @@ class TestStaysAModule:
 
 @pytest.mark.gpu
 class TestOnCuda:
+    @pytest.fixture(params=["token", "tensor"])
+    def plan(self, request):
+        return LayerPlan(granularity=request.param, smooth=0.5, hadamard=16)
+
     @pytest.fixture
-    def on_cuda(self, make_block, inputs):
+    def on_cuda(self, make_block, inputs, plan):
         """A fused block and its inputs."""
-        block = make_block().cuda()
+        block = make_block(plan).cuda()
         fuse_(block)
         return block, {name: value.cuda() for name, value in inputs.items()}
 
-    def test_is_the_block_on_the_cpu(self, make_block, inputs, on_cuda):
+    def test_is_the_block_on_the_cpu(self, make_block, inputs, on_cuda, plan):
         """With a flip or two: one is 1/127 of a row in one of 32 channels of one of 12 tokens."""
         block, moved = on_cuda
-        assert distance(run(block, moved).cpu(), run(make_block(), inputs)) <= 5e-3
+        assert distance(run(block, moved).cpu(), run(make_block(plan), inputs)) <= 5e-3
 
     def test_does_not_wait_for_the_device(self, on_cuda):
         block, inputs = on_cuda

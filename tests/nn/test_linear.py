@@ -8,7 +8,7 @@ from torch import nn
 
 from viditq.formats import FORMATS
 from viditq.nn import FP32_TENSORS, QuantLinear
-from viditq.ops import block_hadamard, quantize_rows, quantize_tensor
+from viditq.ops import block_hadamard, quantize_rows
 from viditq.plan import LayerPlan
 from viditq.quantizers import pack
 
@@ -20,6 +20,7 @@ PLANS = {
     "rotated": LayerPlan(hadamard=16),
     "smoothed": LayerPlan(weight="int4", smooth=0.0),
     "naive": LayerPlan(granularity="tensor"),
+    "static": LayerPlan(granularity="tensor", smooth=0.5, hadamard=4),
 }
 # 3 × 12: no multiple of 128, of 8, or of the group of int6 in the last case; 7 is odd.
 WIDTHS = [36, 128, 7]
@@ -39,7 +40,8 @@ def filled(
     if layer.smooth is not None:
         layer.smooth.data = (torch.rand(k) + 0.5) * (torch.randint(0, 2, (k,)) * 2 - 1)
     if layer.input_scale is not None:
-        layer.input_scale.data = torch.tensor(0.02)
+        # Its range holds what the tests' smoothing and a rotation make of ±2.5.
+        layer.input_scale.data = torch.tensor(0.02 if layer.smooth is None else 0.04)
     return layer, codes
 
 
@@ -53,10 +55,7 @@ def test_is_its_formula(name, k, dtype):
     layer.bias.data = layer.bias.data.to(dtype)
     x = torch.randn(3, 17, k).to(dtype)
     rows, bits = x.reshape(-1, k), plan.activation_format.bits
-    if plan.granularity == "tensor":
-        x_codes, x_scale = quantize_tensor(rows, layer.input_scale, bits), layer.input_scale
-    else:
-        x_codes, x_scale = quantize_rows(rows, layer.smooth, layer.hadamard, bits)
+    x_codes, x_scale = quantize_rows(rows, layer.smooth, layer.hadamard, bits, layer.input_scale)
     dequantized = x_codes.double() * x_scale.double().reshape(-1, 1)
     y = dequantized @ (codes.double() * layer.scale.double()[:, None]).T + layer.bias.double()
     result = layer(x)

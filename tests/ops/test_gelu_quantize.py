@@ -18,6 +18,11 @@ def test_plain(kind, dtype):
     wanted, wanted_scale = quantize_rows(FUNCTIONS[kind](x.float()), smooth, 4, 6)
     assert torch.equal(codes, wanted)
     assert torch.equal(scale, wanted_scale)
+    static = torch.tensor(0.02)
+    codes, scale = gelu_quantize(x, kind, smooth=smooth, hadamard=4, bits=6, scale=static)
+    wanted, _ = quantize_rows(FUNCTIONS[kind](x.float()), smooth, 4, 6, static)
+    assert torch.equal(codes, wanted)
+    assert scale is static
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
@@ -58,6 +63,7 @@ def test_columns_on_the_left(gated):
             {"left": torch.ones(2, 4), "smooth": torch.ones(8)},
             r"shape \(12,\), not \(8,\)",
         ),
+        (torch.ones(2, 8), {"scale": torch.ones(2)}, r"one torch.float32, \(\), not"),
     ],
 )
 def test_wrong_arguments(x, wrong, words):
@@ -70,7 +76,9 @@ def test_wrong_arguments(x, wrong, words):
 def test_registration(rows, gated):
     x = torch.randn(rows, 16).bfloat16()
     arguments = (x, "gelu_tanh", gated, torch.ones(8 if gated else 16), 4, 8)
-    torch.library.opcheck(torch.ops.viditq.gelu_quantize.default, arguments)
     left = torch.randn(rows, 4)
-    arguments = (x, "gelu_tanh", gated, None, 4, 8, left)
-    torch.library.opcheck(torch.ops.viditq.gelu_quantize.default, arguments)
+    for scale in (None, torch.tensor(0.02)):
+        given = (*arguments, None, scale)
+        torch.library.opcheck(torch.ops.viditq.gelu_quantize.default, given)
+        given = (x, "gelu_tanh", gated, None, 4, 8, left, scale)
+        torch.library.opcheck(torch.ops.viditq.gelu_quantize.default, given)

@@ -31,6 +31,16 @@ def test_modulation_is_by_batch(batch, dtype):
     assert (codes != wanted).float().mean() < 0.01
 
 
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_a_static_scale(kind):
+    x, gain, smooth = torch.randn(6, 36), torch.randn(2, 36), torch.rand(36) + 0.5
+    scale = torch.tensor(0.02)
+    codes, returned = norm_quantize(x, kind, gain=gain, smooth=smooth, hadamard=4, scale=scale)
+    normed = normalize_rows(x, kind, 1e-6, None, None, gain, None)
+    assert torch.equal(codes, quantize_rows(normed, smooth, 4, 8, scale)[0])
+    assert returned is scale
+
+
 def test_one_row_or_none():
     for rows in (0, 1):
         codes, scale = norm_quantize(torch.randn(rows, 8), "rms", gain=torch.ones(1, 8))
@@ -45,6 +55,8 @@ def test_one_row_or_none():
         ({"gain": torch.ones(8)}, r"gain must have shape \(B, 8\), not \(8,\)"),
         ({"shift": torch.ones(4, 8)}, "the 4 rows of shift do not divide the 6 of x"),
         ({"bits": 9}, "2 … 8, not 9"),
+        ({"smooth": torch.ones(7)}, r"smooth must have shape \(8,\), not \(7,\)"),
+        ({"scale": torch.ones(1)}, r"one torch.float32, \(\), not torch.float32 \(1,\)"),
     ],
 )
 def test_wrong_arguments(wrong, words):
@@ -56,6 +68,7 @@ def test_wrong_arguments(wrong, words):
 def test_registration(rows):
     x, one = torch.randn(rows, 8).bfloat16(), torch.ones(8)
     arguments = (x, "layer", 1e-6, one, one, torch.ones(2, 8), torch.ones(2, 8), one, 4, 8)
-    torch.library.opcheck(torch.ops.viditq.norm_quantize.default, arguments)
     bare = (x, "rms", 1e-6, None, None, None, None, None, 0, 6)
-    torch.library.opcheck(torch.ops.viditq.norm_quantize.default, bare)
+    for scale in (None, torch.tensor(0.02)):
+        for given in (arguments, bare):
+            torch.library.opcheck(torch.ops.viditq.norm_quantize.default, (*given, scale))

@@ -123,6 +123,44 @@ def test_a_tiny_row_keeps_its_sign_and_order_of_magnitude():
     assert torch.isfinite(quantize_rows(torch.full((1, 4), 1e-44))[1]).all()
 
 
+# M: none, one, odd; K: two blocks of the rotation.
+@pytest.mark.parametrize("m", [0, 1, 17])
+@pytest.mark.parametrize("hadamard", [0, 4])
+@pytest.mark.parametrize("bits", [6, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_static_scale_is_within_half_of_it_inside_its_range(m, bits, hadamard, dtype):
+    x, smooth = torch.randn(m, 8).clamp(-2, 2).to(dtype), torch.rand(8) + 0.5
+    scale = torch.tensor(8.0 / (2 ** (bits - 1) - 1))
+    codes, returned = quantize_rows(x, smooth, hadamard, bits, scale)
+    assert returned is scale
+    assert (codes.dtype, codes.shape) == (torch.int8, (m, 8))
+    error = codes.double() * scale.double() - balance_rows(x, smooth, hadamard).double()
+    assert torch.all(error.abs() <= scale.double() / 2 * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("bits", [6, 8])
+def test_what_exceeds_a_static_range_saturates_on_both_sides_alike(bits):
+    qmax = 2 ** (bits - 1) - 1
+    x = torch.tensor([[1e6, -1e6, torch.inf, -torch.inf, torch.nan]])
+    codes, _ = quantize_rows(x, bits=bits, scale=torch.tensor(0.1))
+    assert codes.tolist() == [[qmax, -qmax, qmax, -qmax, 0]]
+
+
+def test_a_static_scale_of_zero_makes_no_nan():
+    """An input that was zero all along calibration."""
+    codes, _ = quantize_rows(torch.zeros(2, 3), scale=torch.tensor(0.0))
+    assert codes.tolist() == [[0] * 3] * 2
+
+
+def test_static_ties_go_to_even_and_quotients_are_rounded_once():
+    x = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, -2.5]])
+    assert quantize_rows(x, scale=torch.tensor(1.0))[0].tolist() == [[0, 2, 2, 0, -2, -2]]
+    scale = torch.tensor(1 / 3)
+    quotient = x * scale
+    codes, _ = quantize_rows(quotient, scale=scale)
+    assert torch.equal(codes, (quotient / scale).round().to(torch.int8))
+
+
 @pytest.mark.parametrize("hadamard", [0, 4])
 def test_no_rows(hadamard):
     codes, scale = quantize_rows(torch.empty(0, 8), torch.ones(8), hadamard)
@@ -141,13 +179,17 @@ def test_bad_arguments():
     for bits in (1, 9):
         with pytest.raises(ValueError, match="bits"):
             quantize_rows(x, bits=bits)
+    for scale in (torch.ones(2), torch.ones(1), torch.tensor(1.0).double()):
+        with pytest.raises(ValueError, match=r"one torch.float32, \(\), not torch.float"):
+            quantize_rows(x, scale=scale)
 
 
 @pytest.mark.parametrize("hadamard", [0, 4])
 @pytest.mark.parametrize("smooth", [False, True])
 # As a model passes it, a transposed view, a slice of a wider tensor, nothing at all.
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "slice", "empty"])
-def test_registration(layout, smooth, hadamard):
+@pytest.mark.parametrize("static", [False, True])
+def test_registration(layout, smooth, hadamard, static):
     x = {
         "contiguous": torch.randn(17, 8),
         "transposed": torch.randn(8, 17).T,
@@ -155,7 +197,8 @@ def test_registration(layout, smooth, hadamard):
         "empty": torch.empty(0, 8),
     }[layout]
     vector = torch.rand(8) + 0.5 if smooth else None
-    torch.library.opcheck(torch.ops.viditq.quantize_rows.default, (x, vector, hadamard, 8))
-    contiguous = quantize_rows(x.contiguous(), vector, hadamard)
-    for mine, other in zip(quantize_rows(x, vector, hadamard), contiguous, strict=True):
+    scale = torch.tensor(0.02) if static else None
+    torch.library.opcheck(torch.ops.viditq.quantize_rows.default, (x, vector, hadamard, 8, scale))
+    contiguous = quantize_rows(x.contiguous(), vector, hadamard, 8, scale)
+    for mine, other in zip(quantize_rows(x, vector, hadamard, 8, scale), contiguous, strict=True):
         assert torch.equal(mine, other)

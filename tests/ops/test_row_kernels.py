@@ -3,6 +3,7 @@
 import math
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from viditq import ops
 triton = pytest.importorskip("triton")
 
 from viditq.ops import rows as row_kernels  # noqa: E402
+from viditq.ops.quantize_rows.signature import empty_result  # noqa: E402
 
 interpreted = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="kernels are compiled, not interpreted, here"
@@ -25,14 +27,32 @@ GARBAGE = 99
 @pytest.fixture(autouse=True)
 def garbage(monkeypatch):
     """Results start as what no test expects, so that every element must be written."""
-    empty = row_kernels.empty_result
 
     def filled(*args):
-        codes, scale = empty(*args)
+        codes, scale = empty_result(*args)
         return codes.fill_(GARBAGE), scale.fill_(-GARBAGE)
 
     for op in ("quantize_rows", "norm_quantize", "gelu_quantize"):
         monkeypatch.setattr(import_module(f"viditq.ops.{op}.triton"), "empty_result", filled)
+
+
+@pytest.fixture
+def chips_fma(monkeypatch):
+    """A chip does not round the product in a fused multiply-add; the interpreter does."""
+    interpreter = import_module("triton.runtime.interpreter")
+
+    def fma(self, x, y, z):
+        x, y, addend = (operand.data.astype(np.float64) for operand in (x, y, z))
+        product = x * y  # exact
+        total = np.asarray(product + addend)
+        rounded = total - product
+        error = (product - (total - rounded)) + (addend - rounded)
+        # Rounded to odd first, so that the second rounding finds no ties of the first one's making.
+        inexact = np.isfinite(total) & (error != 0) & (total.view(np.int64) % 2 == 0)
+        total = np.where(inexact, np.nextafter(total, np.copysign(np.inf, error)), total)
+        return interpreter.TensorHandle(total.astype(np.float32), z.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", fma)
 
 
 def kernel(op: str, *args):
@@ -54,6 +74,10 @@ def assert_same(mine, wanted, *, exact: bool = False) -> None:
         torch.testing.assert_close(scale, wanted_scale, rtol=scale.is_cuda * 3e-7, atol=0)
         return
     torch.testing.assert_close(scale, wanted_scale, rtol=1e-5, atol=0)
+    assert_near(codes, wanted_codes)
+
+
+def assert_near(codes, wanted_codes) -> None:
     difference = (codes.int() - wanted_codes.int()).abs()
     assert difference.max() <= 1
     assert (difference > 0).float().mean() < 1e-3
@@ -101,26 +125,38 @@ def test_a_row_with_a_left_side_costs_what_it_would_without():
     """In FLUX's single blocks."""
     values = [sum(p.C * p.L for p in row_kernels.tiling(15360, 128, 1, n).parts) for n in (0, 3072)]
     assert values == [16384, 16384]
+# Odd; a multiple of no vector; one warp's share; pieces of two widths; several warps a row.
+SHAPES = pytest.mark.parametrize(
+    ("shape", "hadamard"),
+    [
+        ((1, 17), 0),
+        ((17, 36), 0),
+        ((17, 36), 4),
+        ((1, 128), 128),
+        ((3, 256), 256),
+        ((3, 1152), 32),
+        ((5, 1152), 128),
+        ((2, 1920), 128),
+        ((2, 4608), 0),
+        ((2, 4608), 128),
+    ],
+)
+
+
+# Mantissas: the least, the largest, and some of many digits; exponents: usual, and far.
+SCALES = pytest.mark.parametrize("scale", [1.0, 1 - 2**-24, 0.1, 1 / 3, 0.7 / 127, 1e-20, 3e30])
+
+
+def beside_ties(scale):
+    """Every tie of two codes and, with some to spare, eight numbers on either side."""
+    steps = torch.arange(-130, 131, device=scale.device)[:, None] + 0.5
+    near = torch.arange(-8, 9, dtype=torch.int32, device=scale.device)
+    return ((steps * scale).view(torch.int32) + near).view(torch.float32)
 
 
 @interpreted
 class TestQuantizeRows:
-    # Odd; a multiple of no vector; one warp's share; pieces of two widths; several warps a row.
-    @pytest.mark.parametrize(
-        ("shape", "hadamard"),
-        [
-            ((1, 17), 0),
-            ((17, 36), 0),
-            ((17, 36), 4),
-            ((1, 128), 128),
-            ((3, 256), 256),
-            ((3, 1152), 32),
-            ((5, 1152), 128),
-            ((2, 1920), 128),
-            ((2, 4608), 0),
-            ((2, 4608), 128),
-        ],
-    )
+    @SHAPES
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_is_the_reference(self, shape, hadamard, dtype):
         x, smooth = torch.randn(shape).to(dtype), torch.rand(shape[1]) + 0.5
@@ -170,6 +206,37 @@ class TestQuantizeRows:
         with pytest.raises(ValueError, match="does not divide"):
             kernel("quantize_rows", torch.randn(3, 36), None, 8, 8)
 
+    @SHAPES
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_static_scale(self, shape, hadamard, dtype):
+        """About a value in ten saturates."""
+        x, smooth = torch.randn(shape).to(dtype), torch.rand(shape[1]) + 0.5
+        for bits, balance in ((8, None), (6, smooth), (4, smooth)):
+            arguments = (x, balance, hadamard, bits, torch.tensor(1.7 / (2 ** (bits - 1) - 1)))
+            wanted = reference("quantize_rows", *arguments)
+            assert_same(kernel("quantize_rows", *arguments), wanted, exact=hadamard == 0)
+
+    @SCALES
+    def test_static_codes_are_the_rounded_quotients(self, chips_fma, scale):
+        """On and beside every tie, where a product with the reciprocal may go the other way."""
+        scale = torch.tensor(scale)
+        x = beside_ties(scale)
+        codes, _ = kernel("quantize_rows", x, None, 0, 8, scale)
+        wanted = (x / scale).round().clamp(-127, 127)
+        assert torch.equal(codes, wanted.to(torch.int8))
+        product = (x * scale.reciprocal()).round().clamp(-127, 127)
+        assert torch.equal(product, wanted) == (scale == 1)
+
+    @pytest.mark.parametrize("scale", [0.0, 0.1])
+    @pytest.mark.parametrize("hadamard", [0, 4])
+    def test_static_scale_and_no_ordinary_numbers(self, scale, hadamard):
+        x = torch.zeros(4, 36)
+        x[0, ::4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 0, 1, -1, 1e-45])
+        x[1, 5], x[2] = torch.nan, torch.inf
+        arguments = (x, None, hadamard, 8, torch.tensor(scale))
+        wanted = reference("quantize_rows", *arguments)
+        assert_same(kernel("quantize_rows", *arguments), wanted, exact=True)
+
     def test_two_runs_are_equal(self):
         arguments = (torch.randn(5, 1152), torch.rand(1152) + 0.5, 128, 8)
         first = kernel("quantize_rows", *arguments)
@@ -192,6 +259,9 @@ class TestNormQuantize:
         ):
             wanted = reference("norm_quantize", *arguments)
             assert_same(kernel("norm_quantize", *arguments), wanted)
+            arguments = (*arguments, torch.tensor(0.02))
+            codes, wanted = (f("norm_quantize", *arguments)[0] for f in (kernel, reference))
+            assert_near(codes, wanted)
 
     def test_several_warps_a_row_and_modulation_as_models_slice_it(self):
         x, modulation = torch.randn(4, 4608), torch.randn(2, 3, 4608).bfloat16()
@@ -237,6 +307,9 @@ class TestGeluQuantize:
         ):
             wanted = reference("gelu_quantize", *arguments)
             assert_same(kernel("gelu_quantize", *arguments), wanted)
+            arguments = (*arguments, torch.tensor(0.02))
+            codes, wanted = (f("gelu_quantize", *arguments)[0] for f in (kernel, reference))
+            assert_near(codes, wanted)
 
     @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "silu"])
     def test_far_from_zero(self, kind):
@@ -355,6 +428,26 @@ class TestOnCuda:
             mine, again = op(*args, **kwargs), op(*args, **kwargs)
         assert_same(mine, wanted, exact=exact)
         assert_same(again, mine, exact=True)
+
+    @pytest.mark.parametrize("case", CUDA_CASES)
+    def test_static_scale(self, case):
+        op, args, kwargs, exact = case()
+        scale = torch.tensor(0.02, device="cuda")
+        with ops.use_backend("reference"):
+            wanted, _ = op(*args, **kwargs, scale=scale)
+        with ops.use_backend("triton"):
+            codes, returned = op(*args, **kwargs, scale=scale)
+        assert returned is scale
+        assert_near(codes, wanted)
+        assert not exact or torch.equal(codes, wanted)
+
+    @SCALES
+    def test_static_codes_are_the_rounded_quotients(self, scale):
+        scale = torch.tensor(scale, device="cuda")
+        x = beside_ties(scale)
+        with ops.use_backend("triton"):
+            codes, _ = ops.quantize_rows(x, scale=scale)
+        assert torch.equal(codes, (x / scale).round().clamp(-127, 127).to(torch.int8))
 
     @pytest.mark.parametrize("case", CUDA_CASES[:5])
     def test_compiled(self, case):

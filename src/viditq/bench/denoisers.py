@@ -24,6 +24,7 @@ from viditq.bench.timing import clear_memory, compiling, measure, peak_memory, w
 from viditq.bench.variants import Variant, prepare_, variants_named
 from viditq.ops import fastest_backend, use_backend
 from viditq.pipelines.sources import resolve_device
+from viditq.plan import LayerPlan
 from viditq.progress import Track, quiet
 
 __all__ = ["bench_models"]
@@ -44,12 +45,12 @@ class _Reference:
     Attributes:
         arguments: of each part, by name.
         outputs: of each part.
-        amax: () largest input magnitude of each block linear.
+        amax: () largest magnitude of each block linear's balanced input, by static plan.
     """
 
     arguments: Mapping[str, Arguments]
     outputs: Mapping[str, Tensor]
-    amax: Mapping[str, Tensor]
+    amax: Mapping[LayerPlan, Mapping[str, Tensor]]
 
 
 def bench_models(
@@ -112,7 +113,7 @@ class _CaseBench:
     def rows(self, variants: Sequence[Variant], track: Track) -> Iterator[ModelRow]:
         """One row per variant and part."""
         try:
-            reference = self._run_reference()
+            reference = self._run_reference(variants)
         except Exception as error:
             reason = f"the bf16 model does not run: {explain(error)}"
             for variant in variants:
@@ -130,7 +131,7 @@ class _CaseBench:
         return model if part == DENOISER else model.get_submodule(f"{part}.0")
 
     @torch.no_grad()
-    def _run_reference(self) -> _Reference:
+    def _run_reference(self, variants: Sequence[Variant]) -> _Reference:
         model = self._build()
         arguments: dict[str, Arguments] = {}
 
@@ -142,15 +143,22 @@ class _CaseBench:
 
         for part in self.parts:
             self._module(model, part).register_forward_pre_hook(note(part), with_kwargs=True)
-        inputs = make_inputs(self.case, self.device, DTYPE)
-        amax = largest_inputs(model, partial(model, **inputs))
+        call = partial(model, **make_inputs(self.case, self.device, DTYPE))
+        call()
+        plans = dict.fromkeys(variant.plan for variant in variants)
+        amax = {
+            plan: largest_inputs(model, plan, call)
+            for plan in plans
+            if plan is not None and plan.granularity == "tensor"
+        }
         outputs = {p: _run(self._module(model, p), arguments[p]) for p in self.parts}
         return _Reference(arguments, outputs, amax)
 
     def _variant_rows(self, variant: Variant, reference: _Reference) -> Iterator[ModelRow]:
         try:
             model = self._build()
-            size = prepare_(model, variant, tuple(self.case.blocks), reference.amax)
+            amax = None if variant.plan is None else reference.amax.get(variant.plan)
+            size = prepare_(model, variant, tuple(self.case.blocks), amax)
         except Exception as error:
             yield from self._skipped(variant, explain(error))
             return

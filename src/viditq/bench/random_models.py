@@ -19,6 +19,7 @@ from viditq.convert import group_layers, linear_named
 from viditq.errors import PipelineError
 from viditq.models import LayerInfo, adapter_for
 from viditq.nn import QuantLinear
+from viditq.ops.quantize_rows import balance_rows
 from viditq.plan import LayerPlan
 from viditq.quantizers import minmax_scale, pack, round_nearest
 
@@ -81,23 +82,33 @@ def quantize_random_(
     Args:
         model: of a family with adapter, on any device.
         plan: ``smooth`` only says whether there is a smoothing vector.
-        amax: () largest input magnitude of each layer, for static scales.
+        amax: () largest magnitude of each layer's balanced input, for static scales, as
+            :func:`largest_inputs` finds it for this plan.
     """
     infos = adapter_for(model).layers(model)
-    for number, group in enumerate(group_layers(infos.values()).values()):
-        device = linear_named(model, group[0].name).weight.device
-        balance = _random_balance(group[0].in_features, plan, number, device)
-        for info in group:
-            largest = None if amax is None else amax.get(info.name)
-            linear = linear_named(model, info.name)
-            model.set_submodule(info.name, _quantized(linear, plan, balance, largest))
+    for name, balance in _random_balances(model, infos, plan).items():
+        largest = None if amax is None else amax.get(name)
+        linear = linear_named(model, name)
+        model.set_submodule(name, _quantized(linear, plan, balance, largest))
     return model
 
 
-def quantized_at_random(linear: nn.Linear, plan: LayerPlan, *, amax: Tensor) -> QuantLinear:
-    """One layer, quantized as :func:`quantize_random_` does."""
+def quantized_at_random(linear: nn.Linear, plan: LayerPlan, x: Tensor) -> QuantLinear:
+    """One layer, quantized as :func:`quantize_random_` does, for inputs ``x`` (M, K)."""
     balance = _random_balance(linear.in_features, plan, 0, linear.weight.device)
-    return _quantized(linear, plan, balance, amax)
+    return _quantized(linear, plan, balance, _largest(x, balance))
+
+
+def _random_balances(
+    model: nn.Module, infos: Mapping[str, LayerInfo], plan: LayerPlan
+) -> dict[str, Balance]:
+    """Of the layers ``infos`` of ``model``, by name; readers of one input share theirs."""
+    balances: dict[str, Balance] = {}
+    for number, group in enumerate(group_layers(infos.values()).values()):
+        device = linear_named(model, group[0].name).weight.device
+        balance = _random_balance(group[0].in_features, plan, number, device)
+        balances |= dict.fromkeys([info.name for info in group], balance)
+    return balances
 
 
 def _random_balance(features: int, plan: LayerPlan, seed: int, device: torch.device) -> Balance:
@@ -134,20 +145,26 @@ def _quantized(
     return quantized
 
 
-def largest_inputs(model: nn.Module, call: Callable[[], Any]) -> dict[str, Tensor]:
-    """() fp32 largest input magnitude of each block linear while ``call`` runs the model."""
+def largest_inputs(model: nn.Module, plan: LayerPlan, call: Callable[[], Any]) -> dict[str, Tensor]:
+    """() fp32 largest magnitude of each block linear's input, balanced as ``plan`` wants it.
+
+    Args:
+        model: in floating point.
+        plan: that :func:`quantize_random_` will be given.
+        call: runs the model.
+    """
     seen: dict[str, Tensor] = {}
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def note(name: str, balance: Balance) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            amax = arguments[0].abs().amax().float()
+            amax = _largest(arguments[0], balance)
             seen[name] = torch.maximum(amax, seen[name]) if name in seen else amax
 
         return hook
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(note(name))
-        for name in block_linears(model)
+        model.get_submodule(name).register_forward_pre_hook(note(name, balance))
+        for name, balance in _random_balances(model, block_linears(model), plan).items()
     ]
     try:
         call()
@@ -155,6 +172,11 @@ def largest_inputs(model: nn.Module, call: Callable[[], Any]) -> dict[str, Tenso
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _largest(x: Tensor, balance: Balance) -> Tensor:
+    """(…, K) float -> () fp32, the largest magnitude of it balanced."""
+    return balance_rows(x, balance.smooth, balance.hadamard).abs().amax()
 
 
 @contextmanager

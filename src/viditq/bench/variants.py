@@ -41,7 +41,7 @@ class Variant:
 _W8A8 = LayerPlan(smooth=0.5, hadamard=128)
 _W4A8 = LayerPlan(weight="int4", smooth=0.5, hadamard=128)
 _UNBALANCED = LayerPlan()
-_STATIC = LayerPlan(granularity="tensor")
+_STATIC = LayerPlan(granularity="tensor", smooth=0.5, hadamard=128)
 
 _ALL = (
     Variant("bf16"),
@@ -53,6 +53,7 @@ _ALL = (
     Variant("w8a8-unbalanced", _UNBALANCED),
     Variant("w8a8-fused-unbalanced", _UNBALANCED, fused=True),
     Variant("w8a8-static", _STATIC),
+    Variant("w8a8-fused-static", _STATIC, fused=True),
     # 4-bit weights of a normal distribution, rounded to the nearest, are 14 % off in each layer.
     Variant("w4a8", _W4A8, error=0.5),
     Variant("w4a8-fused", _W4A8, fused=True, error=0.5),
@@ -72,7 +73,10 @@ def variants_named(names: Sequence[str], *, torchao: bool) -> list[Variant]:
 
 
 def prepare_(
-    model: nn.Module, variant: Variant, lists: Sequence[str], amax: Mapping[str, Tensor]
+    model: nn.Module,
+    variant: Variant,
+    lists: Sequence[str],
+    amax: Mapping[str, Tensor] | None,
 ) -> int | None:
     """Turn a float model into the variant, in place.
 
@@ -80,7 +84,7 @@ def prepare_(
         model: with random weights.
         variant: what to make of it.
         lists: names of its lists of repeated blocks.
-        amax: () largest input magnitude of each layer, for static scales.
+        amax: () largest magnitude of each layer's balanced input, for static scales.
 
     Returns:
         Bytes of the block linears' weights with what quantization added; None without adapter.

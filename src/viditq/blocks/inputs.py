@@ -36,7 +36,8 @@ class Input(Protocol):
         ...
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
-        """Codes (B·S, K) int8 and scale (B·S,) fp32, balanced as ``layer`` wants them."""
+        """Codes (B·S, K) int8, balanced as ``layer`` wants them, and scale fp32: (B·S,), or the
+        layer's static one ()."""
         ...
 
 
@@ -59,7 +60,8 @@ class Plain:
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
         bits = layer.plan.activation_format.bits
-        return quantize_rows(self.x.flatten(0, 1), layer.smooth, layer.hadamard, bits)
+        x = self.x.flatten(0, 1)
+        return quantize_rows(x, layer.smooth, layer.hadamard, bits, layer.input_scale)
 
 
 @dataclass
@@ -91,6 +93,7 @@ class Modulated(Plain):
             smooth=layer.smooth,
             hadamard=layer.hadamard,
             bits=layer.plan.activation_format.bits,
+            scale=layer.input_scale,
         )
 
 
@@ -124,6 +127,7 @@ class Gelu(Plain):
             hadamard=layer.hadamard,
             bits=layer.plan.activation_format.bits,
             left=None if self.left is None else self.left.flatten(0, 1),
+            scale=layer.input_scale,
         )
 
 

@@ -32,7 +32,7 @@ def multiply(
 
     Args:
         codes: (M, K) int8.
-        x_scale: (M,) fp32.
+        x_scale: (M,) fp32, or () if it is static.
         layers: N_i out features each, all with a bias or none.
         dtype: of the result.
         gate: (B, ΣN_i), see :func:`viditq.ops.int8_linear`.

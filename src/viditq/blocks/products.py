@@ -1,11 +1,10 @@
 """Linear layers of a fused block: integer products where nothing is in the way.
 
-A layer takes part when it is a :class:`~viditq.nn.QuantLinear` with dynamic activations and nothing
-sits on it. A layer that stayed float, one that a LoRA wraps, one with a hook or a forward of its
-own, one with a static activation scale is called as a module instead, with the float input that it
-would get without fusing. This is judged at every call, so what is put on a layer counts at once,
-and what is taken off as well. (Compiled code keeps the judgement of its compilation, as
-``torch.compile`` does with all hooks.)
+A layer takes part when it is a :class:`~viditq.nn.QuantLinear` and nothing sits on it. A layer that
+stayed float, one that a LoRA wraps, one with a hook or a forward of its own is called as a module
+instead, with the float input that it would get without fusing. This is judged at every call, so
+what is put on a layer counts at once, and what is taken off as well. (Compiled code keeps the
+judgement of its compilation, as ``torch.compile`` does with all hooks.)
 """
 
 from collections.abc import Sequence
@@ -36,12 +35,13 @@ def is_untouched(module: nn.Module, kind: type[T]) -> TypeGuard[T]:
 
 def takes_codes(layer: nn.Module) -> TypeGuard[QuantLinear]:
     """Whether a fused op may quantize this layer's input for it."""
-    return is_untouched(layer, QuantLinear) and layer.input_scale is None
+    return is_untouched(layer, QuantLinear)
 
 
-def balancing(layer: QuantLinear) -> tuple[str, float | None, int]:
+def balancing(layer: QuantLinear) -> tuple[str, str, float | None, int]:
     """What decides how an input is quantized: layers that read it and agree here share codes."""
-    return layer.plan.activation, layer.plan.smooth, layer.hadamard
+    plan = layer.plan
+    return plan.activation, plan.granularity, plan.smooth, layer.hadamard
 
 
 def gains(block: nn.Module, shared_inputs: Sequence[Sequence[str]]) -> bool:
@@ -59,25 +59,32 @@ def gains(block: nn.Module, shared_inputs: Sequence[Sequence[str]]) -> bool:
 
 
 def _balance_alike(block: nn.Module, names: Sequence[str]) -> bool:
-    """Whether readers of one input whose plans balance it alike also hold the same vector.
+    """Whether readers of one input whose plans are alike hold the same vector and static scale.
 
-    Conversion sees to it; a checkpoint from elsewhere may not.
+    Conversion sees to it; a checkpoint from elsewhere may not. It is found out here, once: a look
+    at the values at every call would wait for the device.
     """
     modules = dict(block.named_modules())
-    first: dict[object, Tensor] = {}
+    first: dict[object, QuantLinear] = {}
     for layer in (modules[name] for name in names if name in modules):
-        if takes_codes(layer) and layer.smooth is not None:
-            smooth = first.setdefault(balancing(layer), layer.smooth)
-            if not torch.equal(smooth, layer.smooth):
+        if takes_codes(layer):
+            other = first.setdefault(balancing(layer), layer)
+            if not (
+                _equal(layer.smooth, other.smooth) and _equal(layer.input_scale, other.input_scale)
+            ):
                 return False
     return True
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
     """What each layer makes of ``x``; the input is quantized once, and multiplied once.
 
-    Layers that balance it differently have their own codes, and those with another weight format
-    their own product.
+    Layers that balance or scale it differently have their own codes, and those with another weight
+    format their own product.
 
     Returns:
         (B, S, N_i) for each layer; views of a wider tensor where products are joint.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from viditq.balancing import rotation_block
-from viditq.ops import int4_linear, int8_linear, quantize_rows, quantize_tensor
+from viditq.ops import int4_linear, int8_linear, quantize_rows
 from viditq.plan import LayerPlan
 from viditq.quantizers import unpack
 
@@ -75,10 +75,7 @@ class QuantLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         x = input.reshape(-1, self.in_features)
         bits = self.plan.activation_format.bits
-        if self.input_scale is None:
-            codes, x_scale = quantize_rows(x, self.smooth, self.hadamard, bits)
-        else:
-            codes, x_scale = quantize_tensor(x, self.input_scale, bits), self.input_scale
+        codes, x_scale = quantize_rows(x, self.smooth, self.hadamard, bits, self.input_scale)
         if self.plan.weight == "int4":
             y = int4_linear(codes, x_scale, self.weight, self.scale, self.bias, input.dtype)
         else:

@@ -1,7 +1,8 @@
 """Operations on raw tensors, one folder each.
 
 ``reference.py`` is the definition in plain torch; it runs everywhere and is what faster
-implementations are compared with. ``triton.py`` is for any CUDA chip, ``hopper.py`` for sm_90.
+implementations are compared with. ``triton.py`` is for any CUDA chip, ``hopper.py`` for sm_90;
+``cuda.py`` is, in their place, what torch itself can do there.
 ``__init__.py`` checks arguments and registers the op with
 ``torch.library``, so that device dispatch, ``torch.compile(fullgraph=True)`` and CUDA graphs work.
 Ops know shapes and bits but no :class:`~viditq.formats.Format`, plan or module.
@@ -9,6 +10,7 @@ Ops know shapes and bits but no :class:`~viditq.formats.Format`, plan or module.
 Shapes: M tokens (rows), K features in, N features out.
 """
 
+from viditq.ops.fp8_linear import fp8_linear, quantize_rows_fp8
 from viditq.ops.gelu_quantize import gelu_quantize
 from viditq.ops.hadamard import block_hadamard
 from viditq.ops.int4_linear import int4_linear
@@ -17,7 +19,6 @@ from viditq.ops.joint_linear import joint_linear
 from viditq.ops.norm_quantize import norm_quantize
 from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
 from viditq.ops.quantize_rows import quantize_rows
-from viditq.ops.quantize_tensor import quantize_tensor
 from viditq.ops.registration import BACKENDS, DEFAULT_BACKEND, fastest_backend, use_backend
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "DEFAULT_BACKEND",
     "block_hadamard",
     "fastest_backend",
+    "fp8_linear",
     "gelu_quantize",
     "int4_linear",
     "int8_linear",
@@ -33,7 +35,7 @@ __all__ = [
     "pack_int4",
     "pack_int6",
     "quantize_rows",
-    "quantize_tensor",
+    "quantize_rows_fp8",
     "unpack_int4",
     "unpack_int6",
     "use_backend",

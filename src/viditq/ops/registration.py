@@ -41,6 +41,7 @@ def register_op(
     shape: Callable[..., Any],
     *,
     kernels: str | None = None,
+    cuda: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Define ``viditq::<name>``.
 
@@ -52,6 +53,8 @@ def register_op(
         kernels: package with a ``triton`` module, and perhaps a ``hopper`` one, that hold a
             function of the op's name and signature; ``hopper`` also ``takes``, which says whether
             it can compute these arguments.
+        cuda: in place of ``kernels``, the same signature built on what torch has on CUDA; it runs
+            there unless the reference is asked for.
 
     Returns:
         The operator, or a function that calls it or, if nothing watches, what it would call.
@@ -69,6 +72,12 @@ def register_op(
             return reference(x, *rest)
 
         _LIBRARY.impl(name, on_cuda, "CUDA")
+    elif cuda is not None:
+
+        def unless_reference(*arguments: Any) -> Any:
+            return (reference if _forced.get() == "reference" else cuda)(*arguments)
+
+        _LIBRARY.impl(name, unless_reference, "CUDA")
     operator = getattr(torch.ops.viditq, name).default
     if kernels is None:
         return operator

@@ -38,12 +38,12 @@ __all__ = [
     "Part",
     "Tiling",
     "clear_padding",
-    "empty_result",
     "load_part",
     "load_row",
     "programs",
     "reciprocals",
     "row_sum",
+    "static_steps",
     "store_quantized",
     "takes",
     "tiling",
@@ -57,6 +57,8 @@ REGISTERS = 65536
 SMALLEST = tl.constexpr(reference.SMALLEST)
 INFINITY = tl.constexpr(0x7F800000)
 """Its bits in fp32. Those of a NaN, the sign apart, are above."""
+LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 ROUNDING = tl.constexpr(1.5 * 2**23)
 """Added to a small number it leaves the nearest integer, ties to even, in the lowest bits."""
 
@@ -189,12 +191,6 @@ def takes(x: Tensor, features: int, hadamard: int) -> bool:
     return x.dtype in FLOATS and x.numel() > 0 and rotates
 
 
-def empty_result(x: Tensor, features: int) -> tuple[Tensor, Tensor]:
-    """Codes (M, features) int8 and scale (M,) fp32 to be written."""
-    codes = x.new_empty(x.shape[0], features, dtype=torch.int8)
-    return codes, x.new_empty(x.shape[0], dtype=torch.float32)
-
-
 def programs(x: Tensor, tile: Tiling, groups: int = 1) -> int:
     """How many programs share each of the ``groups`` that the rows of ``x`` are in."""
     resident = multiprocessors(x.device) * tile.residents
@@ -317,15 +313,61 @@ def _rotate(values, TILE: tl.constexpr):
 
 
 @triton.jit
-def store_quantized(values, codes, scale, QMAX: tl.constexpr, TILE: tl.constexpr):
+def static_steps(static, QMAX: tl.constexpr, TILE: tl.constexpr):
+    """What :func:`store_quantized` takes of a static scale (), or of none.
+
+    The scale of the rotation's sums, its reciprocal, and the largest sum that it can carry.
+    """
+    if static is None:
+        return ()
+    else:
+        step = tl.div_rn(tl.maximum(tl.load(static), TINY), TILE.norm)
+        return step, tl.div_rn(1.0, step), tl.minimum(step * QMAX, LARGEST)
+
+
+@triton.jit
+def store_quantized(values, codes, scale, steps, QMAX: tl.constexpr, TILE: tl.constexpr):
     """Rotate, quantize and store a row.
 
     Args:
         values: the parts (C, L) fp32.
         codes: pointer to (K,) int8.
-        scale: pointer to one fp32.
+        scale: pointer to one fp32, written unless there is a static one.
+        steps: what :func:`static_steps` made.
     """
     values = _rotate(values, TILE)
+    if len(steps) == 0:
+        _store_dynamic(values, codes, scale, QMAX, TILE)
+    else:
+        _store_static(values, codes, steps, TILE)
+
+
+@triton.jit
+def _codes(steps):
+    """(C, L) fp32 within ±127 -> int8, ties to even."""
+    return (steps + ROUNDING).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def _store_static(values, codes, steps, TILE: tl.constexpr):
+    step, inverse, limit = steps
+    for p in tl.static_range(len(TILE.parts)):
+        x = tl.where(values[p] == values[p], values[p], 0.0)
+        x = tl.clamp(x, -limit, limit)
+        # The product is up to 1.5 ulp off; what it leaves over corrects it to the quotient as
+        # divided by the chip or torch (Brisebarre, Muller, Raina, IEEE TC 53(8), 2004), unless the
+        # scale is below 1e-30, where what is left over underflows.
+        quotient = x * inverse
+        quotient = tl.fma(tl.fma(-quotient, step, x), inverse, quotient)
+        columns = _columns(TILE, p)
+        if TILE.parts[p].padded:
+            tl.store(codes + columns, _codes(quotient), mask=columns < TILE.parts[p].end)
+        else:
+            tl.store(codes + columns, _codes(quotient))
+
+
+@triton.jit
+def _store_dynamic(values, codes, scale, QMAX: tl.constexpr, TILE: tl.constexpr):
     magnitudes = ()
     for p in tl.static_range(len(TILE.parts)):
         # As integers they have the same order, and a NaN is the largest.
@@ -341,7 +383,7 @@ def store_quantized(values, codes, scale, QMAX: tl.constexpr, TILE: tl.constexpr
     finite = largest < INFINITY
     for p in tl.static_range(len(TILE.parts)):
         columns = _columns(TILE, p)
-        rounded = (values[p] * factor + ROUNDING).to(tl.int32, bitcast=True).to(tl.int8)
+        rounded = _codes(values[p] * factor)
         # Two stores, so that no value has to be checked for being finite.
         if TILE.parts[p].padded:
             inside = columns < TILE.parts[p].end

@@ -1,10 +1,10 @@
 """``gelu_quantize``: GELU, SiLU or a gated form of them, and quantization with balancing."""
 
-import torch
 from torch import Tensor
 
 from viditq.ops.gelu_quantize import reference
 from viditq.ops.gelu_quantize.reference import activate_rows
+from viditq.ops.quantize_rows import signature
 from viditq.ops.registration import register_op
 
 __all__ = ["ACTIVATIONS", "activate_rows", "gelu_quantize"]
@@ -20,9 +20,9 @@ def _shape(
     hadamard: int,  # noqa: ARG001
     bits: int,  # noqa: ARG001
     left: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    codes = x.new_empty(x.shape[0], _features(x, gated, left), dtype=torch.int8)
-    return codes, x.new_empty(x.shape[0], dtype=torch.float32)
+    return signature.empty_result(x, _features(x, gated, left), scale)
 
 
 def _features(x: Tensor, gated: bool, left: Tensor | None) -> int:
@@ -33,7 +33,7 @@ def _features(x: Tensor, gated: bool, left: Tensor | None) -> int:
 
 _gelu_quantize = register_op(
     "gelu_quantize(Tensor x, str kind, bool gated, Tensor? smooth, int hadamard, int bits, "
-    "Tensor? left=None) -> (Tensor, Tensor)",
+    "Tensor? left=None, Tensor? scale=None) -> (Tensor, Tensor)",
     reference.gelu_quantize,
     _shape,
     kernels="viditq.ops.gelu_quantize",
@@ -49,8 +49,9 @@ def gelu_quantize(
     hadamard: int = 0,
     bits: int = 8,
     left: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Apply an activation function to each row of ``x``, then quantize it with a scale of its own.
+    """Apply an activation function to each row of ``x``, then quantize it.
 
     Args:
         x: (M, K), bf16, fp16 or fp32; (M, 2K) if gated.
@@ -60,9 +61,10 @@ def gelu_quantize(
         hadamard: block size of the rotation, a power of two that divides L + K; 0 for none.
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         left: (M, L), any float, columns that come first and are not activated; ``None`` for L = 0.
+        scale: () fp32, static; ``None`` for one of each row's own.
 
     Returns:
-        codes (M, L + K) int8 and scale (M,) fp32.
+        codes (M, L + K) int8 and scale (M,) fp32, or the one given.
     """
     if x.ndim != 2 or not x.is_floating_point():
         raise ValueError(f"x must be a floating-point matrix, not {x.dtype} {tuple(x.shape)}")
@@ -75,9 +77,6 @@ def gelu_quantize(
             f"left must be a floating-point matrix with {x.shape[0]} rows, not {left.dtype} "
             f"{tuple(left.shape)}"
         )
-    features = _features(x, gated, left)
-    if smooth is not None and smooth.shape != (features,):
-        raise ValueError(f"smooth must have shape ({features},), not {tuple(smooth.shape)}")
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits must be 2 … 8, not {bits}")
-    return _gelu_quantize(x, kind, gated, smooth, hadamard, bits, left)
+    signature.check(smooth, bits, scale, _features(x, gated, left))
+    codes, own = _gelu_quantize(x, kind, gated, smooth, hadamard, bits, left, scale)
+    return codes, own if scale is None else scale

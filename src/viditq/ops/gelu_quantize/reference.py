@@ -1,4 +1,4 @@
-"""Activation function, balancing and per-token quantization in one pass: the definition.
+"""Activation function, balancing and quantization in one pass: the definition.
 
 ``y = act(x)``, or ``y = a · act(g)`` with ``x = [a, g]`` for the gated forms (GEGLU, SwiGLU; arXiv
 2002.05202, in diffusers' order: the gate comes second), then :mod:`viditq.ops.quantize_rows`, all
@@ -34,9 +34,10 @@ def gelu_quantize(
     hadamard: int,
     bits: int,
     left: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M, K) or (M, 2K), left (M, L) float -> codes (M, L + K) int8 and scale (M,) fp32."""
+    """As the op: codes (M, L + K) int8 and scale (M,) fp32, (0,) if one is given."""
     y = activate_rows(x, kind, gated)
     if left is not None:
         y = torch.cat([left.to(y.dtype), y], 1)
-    return quantize_rows(y, smooth, hadamard, bits)
+    return quantize_rows(y, smooth, hadamard, bits, scale)

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from viditq.ops.gelu_quantize import reference
 from viditq.ops.launch import dense, launch
+from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
-    empty_result,
     load_row,
     programs,
     reciprocals,
+    static_steps,
     store_quantized,
     takes,
     tiling,
@@ -58,6 +59,7 @@ def kernel(
     x,
     left,
     smooth,
+    static,
     codes,
     scale,
     stride,
@@ -69,6 +71,7 @@ def kernel(
     TILE: tl.constexpr,
 ):
     inverse = reciprocals(smooth, TILE)
+    steps = static_steps(static, QMAX, TILE)
     for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
         row = tl.cast(i, tl.int64)
         first = x + row * stride
@@ -82,7 +85,7 @@ def kernel(
                 activated = _activate(gates[p], KIND)
                 value = value * activated if GATED else activated
             values += (value * inverse[p],)
-        store_quantized(values, codes + row * TILE.features, scale + row, QMAX, TILE)
+        store_quantized(values, codes + row * TILE.features, scale + row, steps, QMAX, TILE)
 
 
 def gelu_quantize(
@@ -93,24 +96,25 @@ def gelu_quantize(
     hadamard: int,
     bits: int,
     left: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M, K) or (M, 2K), left (M, L) float -> codes (M, L + K) int8 and scale (M,) fp32."""
+    """As the reference: (M, K) or (M, 2K), left (M, L) float -> codes (M, L + K) and scale."""
     rows, features = x.shape[0], x.shape[1] // 2 if gated else x.shape[1]
     before = 0
     if left is not None:
         before = left.shape[1]
         features += before
     if not (takes(x, features, hadamard) and (left is None or takes(left, before, hadamard))):
-        return reference.gelu_quantize(x, kind, gated, smooth, hadamard, bits, left)
+        return reference.gelu_quantize(x, kind, gated, smooth, hadamard, bits, left, scale)
     x, tile = dense(x), tiling(features, hadamard, left=before)
     left, smooth = (t if t is None else dense(t) for t in (left, smooth))
-    codes, scale = empty_result(x, features)
+    codes, own = empty_result(x, features, scale)
     launch(
         kernel,
         programs(x, tile),
-        (x, left, smooth, codes, scale),
+        (x, left, smooth, scale, codes, own),
         (x.stride(0), 0 if left is None else left.stride(0), rows),
         (kind, gated, 2 ** (bits - 1) - 1, tile),
         tile.options,
     )
-    return codes, scale
+    return codes, own

@@ -10,7 +10,7 @@ its modulation and the residual, ``gate · y + residual``.
 import torch
 from torch import Tensor
 
-__all__ = ["int8_linear", "integer_matmul"]
+__all__ = ["finish", "int8_linear", "integer_matmul"]
 
 EXACT_FEATURES = 1024
 """128 · 127 · 1024 < 2²⁴: the longest sum of int8 products that fp32 carries exactly."""
@@ -39,7 +39,21 @@ def int8_linear(
     dtype: torch.dtype,
 ) -> Tensor:
     """Shapes as in :func:`viditq.ops.int8_linear` -> (M, N) ``dtype``."""
-    y = integer_matmul(x, weight) * x_scale.reshape(-1, 1) * scale
+    total = integer_matmul(x, weight)
+    return finish(total, x_scale, scale, bias, gate, residual, dtype)
+
+
+def finish(
+    total: Tensor,
+    x_scale: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The sums (M, N) fp32 with what follows them, in fp32 -> (M, N) ``dtype``."""
+    y = total * x_scale.reshape(-1, 1) * scale
     if bias is not None:
         y = y + bias.to(torch.float32)
     if gate is not None:

@@ -1,4 +1,4 @@
-"""What the integer linear ops share: their signature, result shape and checks."""
+"""What the linear ops share: their signature, result shape and checks."""
 
 import torch
 from torch import Tensor

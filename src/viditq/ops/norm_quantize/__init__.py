@@ -1,10 +1,12 @@
 """``norm_quantize``: norm, modulation, and quantization with balancing, in one pass."""
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from viditq.ops.norm_quantize import reference
 from viditq.ops.norm_quantize.reference import normalize_rows
+from viditq.ops.quantize_rows import signature
 from viditq.ops.registration import register_op
 
 __all__ = ["NORMS", "norm_quantize", "normalize_rows"]
@@ -12,13 +14,13 @@ __all__ = ["NORMS", "norm_quantize", "normalize_rows"]
 NORMS = ("layer", "rms")
 
 
-def _shape(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
+def _shape(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return signature.empty_result(x, x.shape[1], scale=arguments[-1])
 
 
 _norm_quantize = register_op(
     "norm_quantize(Tensor x, str kind, float eps, Tensor? weight, Tensor? bias, Tensor? gain, "
-    "Tensor? shift, Tensor? smooth, int hadamard, int bits) -> (Tensor, Tensor)",
+    "Tensor? shift, Tensor? smooth, int hadamard, int bits, Tensor? scale) -> (Tensor, Tensor)",
     reference.norm_quantize,
     _shape,
     kernels="viditq.ops.norm_quantize",
@@ -37,8 +39,9 @@ def norm_quantize(
     smooth: Tensor | None = None,
     hadamard: int = 0,
     bits: int = 8,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalize and modulate each row of ``x``, then quantize it with a scale of its own.
+    """Normalize and modulate each row of ``x``, then quantize it.
 
     Args:
         x: (M, K), bf16, fp16 or fp32.
@@ -52,16 +55,17 @@ def norm_quantize(
         smooth: (K,) fp32 per-channel vector that the result is divided by, or ``None``.
         hadamard: block size of the rotation, a power of two that divides K; 0 for none.
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
+        scale: () fp32, static; ``None`` for one of each row's own.
 
     Returns:
-        codes (M, K) int8 and scale (M,) fp32.
+        codes (M, K) int8 and scale (M,) fp32, or the one given.
     """
     if x.ndim != 2 or not x.is_floating_point():
         raise ValueError(f"x must be a floating-point matrix, not {x.dtype} {tuple(x.shape)}")
     if kind not in NORMS:
         raise ValueError(f"kind must be one of {', '.join(NORMS)}, not {kind!r}")
     rows, features = x.shape
-    for name, vector in (("weight", weight), ("bias", bias), ("smooth", smooth)):
+    for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None and vector.shape != (features,):
             raise ValueError(f"{name} must have shape ({features},), not {tuple(vector.shape)}")
     for name, vectors in (("gain", gain), ("shift", shift)):
@@ -71,6 +75,8 @@ def norm_quantize(
             raise ValueError(f"{name} must have shape (B, {features}), not {tuple(vectors.shape)}")
         if rows and (not len(vectors) or rows % len(vectors)):
             raise ValueError(f"the {len(vectors)} rows of {name} do not divide the {rows} of x")
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits must be 2 … 8, not {bits}")
-    return _norm_quantize(x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits)
+    signature.check(smooth, bits, scale, features)
+    codes, own = _norm_quantize(
+        x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits, scale
+    )
+    return codes, own if scale is None else scale

@@ -1,4 +1,4 @@
-"""Normalization, modulation, balancing and per-token quantization in one pass: the definition.
+"""Normalization, modulation, balancing and quantization in one pass: the definition.
 
 ``y = norm(x) · weight + bias``, ``z = y · (1 + gain) + shift`` (the AdaLN modulation of DiT, arXiv
 2212.09748), then :mod:`viditq.ops.quantize_rows`. Everything is computed in fp32; nothing is
@@ -55,7 +55,8 @@ def norm_quantize(
     smooth: Tensor | None,
     hadamard: int,
     bits: int,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32."""
+    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32, (0,) if one is given."""
     normed = normalize_rows(x, kind, eps, weight, bias, gain, shift)
-    return quantize_rows(normed, smooth, hadamard, bits)
+    return quantize_rows(normed, smooth, hadamard, bits, scale)

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from viditq.ops.launch import dense, launch
 from viditq.ops.norm_quantize import reference
+from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
     clear_padding,
-    empty_result,
     load_part,
     load_row,
     programs,
     reciprocals,
     row_sum,
+    static_steps,
     store_quantized,
     takes,
     tiling,
@@ -82,6 +83,7 @@ def kernel(
     gain,
     shift,
     smooth,
+    static,
     codes,
     scale,
     eps,
@@ -100,6 +102,7 @@ def kernel(
     if shift is not None:
         shift += batch * shift_stride
     factors, offsets = _affine(weight, bias, gain, shift, smooth, TILE)
+    steps = static_steps(static, QMAX, TILE)
 
     start = tl.program_id(0) % programs_per_batch
     for i in tl.range(start, rows_per_batch, programs_per_batch, num_stages=TILE.stages):
@@ -108,7 +111,7 @@ def kernel(
         results = ()
         for p in tl.static_range(len(TILE.parts)):
             results += (tl.fma(values[p], factors[p], offsets[p]),)
-        store_quantized(results, codes + row * TILE.features, scale + row, QMAX, TILE)
+        store_quantized(results, codes + row * TILE.features, scale + row, steps, QMAX, TILE)
 
 
 def norm_quantize(
@@ -122,28 +125,29 @@ def norm_quantize(
     smooth: Tensor | None,
     hadamard: int,
     bits: int,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32."""
+    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32, (0,) if one is given."""
     rows, features = x.shape
     if not takes(x, features, hadamard):
         return reference.norm_quantize(
-            x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits
+            x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits, scale
         )
     x, tile = dense(x), tiling(features, hadamard, vectors=2)
     weight, bias, smooth = (v if v is None else dense(v) for v in (weight, bias, smooth))
     gain, shift, batches = _of_one_length(gain, shift)
-    codes, scale = empty_result(x, features)
+    codes, own = empty_result(x, features, scale)
     shared = programs(x, tile, batches)
     strides = (0 if v is None else v.stride(0) for v in (x, gain, shift))
     launch(
         kernel,
         batches * shared,
-        (x, weight, bias, gain, shift, smooth, codes, scale),
+        (x, weight, bias, gain, shift, smooth, scale, codes, own),
         (eps, *strides, rows // batches, shared),
         (kind == "layer", 2 ** (bits - 1) - 1, tile),
         tile.options,
     )
-    return codes, scale
+    return codes, own
 
 
 def _of_one_length(

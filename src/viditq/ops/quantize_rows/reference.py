@@ -1,9 +1,12 @@
-"""Dynamic per-token quantization with balancing in the same pass: the definition.
+"""Per-token quantization with balancing in the same pass: the definition.
 
 ``x' = (x · 1/smooth) H``, ``scale = amax|x'| / qmax`` per row, ``code = round(x' · qmax/amax)``
 with ties to even (ViDiT-Q, arXiv 2406.02540, Eq. 2, symmetric). The two quotients are taken once
 per channel and per row, as kernels do. A row of zeros, or of values below 1e-30, has scale 0 and
 codes 0; one that holds inf or NaN has a non-finite scale and codes 0, so that it comes out as NaN.
+
+With a static scale, one for every token, timestep and CFG branch, fixed at calibration, ``code =
+round(x' / scale)``, saturated; inf saturates as well, and NaN has code 0.
 """
 
 import torch
@@ -26,11 +29,13 @@ def balance_rows(x: Tensor, smooth: Tensor | None, hadamard: int) -> Tensor:
 
 
 def quantize_rows(
-    x: Tensor, smooth: Tensor | None, hadamard: int, bits: int
+    x: Tensor, smooth: Tensor | None, hadamard: int, bits: int, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32."""
+    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32, (0,) if one is given."""
     qmax = 2 ** (bits - 1) - 1
     balanced = balance_rows(x, smooth, hadamard)
+    if scale is not None:
+        return _static_codes(balanced, scale, qmax), balanced.new_empty(0, dtype=torch.float32)
     if balanced.numel() == 0:
         scale = balanced.new_zeros(balanced.shape[0], dtype=torch.float32)
         return balanced.to(torch.int8), scale
@@ -39,3 +44,9 @@ def quantize_rows(
     codes = (balanced * (qmax / amax)[:, None]).round().clamp(-qmax, qmax)
     codes = codes.where((amax > 0)[:, None], 0.0).nan_to_num(nan=0.0)
     return codes.to(torch.int8, memory_format=torch.contiguous_format), amax / qmax
+
+
+def _static_codes(x: Tensor, scale: Tensor, qmax: int) -> Tensor:
+    steps = x.to(torch.float32) / scale.clamp_min(torch.finfo(torch.float32).tiny)
+    codes = steps.round().clamp(-qmax, qmax).nan_to_num(nan=0.0)
+    return codes.to(torch.int8, memory_format=torch.contiguous_format)

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from viditq.ops.launch import dense, launch
 from viditq.ops.quantize_rows import reference
+from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
-    empty_result,
     load_row,
     programs,
     reciprocals,
+    static_steps,
     store_quantized,
     takes,
     tiling,
@@ -20,33 +21,34 @@ __all__ = ["kernel", "quantize_rows"]
 
 
 @triton.jit(do_not_specialize=["M"])
-def kernel(x, smooth, codes, scale, stride, M, QMAX: tl.constexpr, TILE: tl.constexpr):
+def kernel(x, smooth, static, codes, scale, stride, M, QMAX: tl.constexpr, TILE: tl.constexpr):
     inverse = reciprocals(smooth, TILE)
+    steps = static_steps(static, QMAX, TILE)
     for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
         row = tl.cast(i, tl.int64)
         loaded = load_row(x + row * stride, TILE)
         values = ()
         for p in tl.static_range(len(TILE.parts)):
             values += (loaded[p] * inverse[p],)
-        store_quantized(values, codes + row * TILE.features, scale + row, QMAX, TILE)
+        store_quantized(values, codes + row * TILE.features, scale + row, steps, QMAX, TILE)
 
 
 def quantize_rows(
-    x: Tensor, smooth: Tensor | None, hadamard: int, bits: int
+    x: Tensor, smooth: Tensor | None, hadamard: int, bits: int, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32."""
+    """(M, K) float -> codes (M, K) int8 and scale (M,) fp32, (0,) if one is given."""
     rows, features = x.shape
     if not takes(x, features, hadamard):
-        return reference.quantize_rows(x, smooth, hadamard, bits)
+        return reference.quantize_rows(x, smooth, hadamard, bits, scale)
     x, tile = dense(x), tiling(features, hadamard)
     smooth = None if smooth is None else dense(smooth)
-    codes, scale = empty_result(x, features)
+    codes, own = empty_result(x, features, scale)
     launch(
         kernel,
         programs(x, tile),
-        (x, smooth, codes, scale),
+        (x, smooth, scale, codes, own),
         (x.stride(0), rows),
         (2 ** (bits - 1) - 1, tile),
         tile.options,
     )
-    return codes, scale
+    return codes, own
