@@ -1,8 +1,8 @@
 """What the row-wise Triton kernels share: how a row is laid out, the rotation, scales and codes.
 
 A program holds a whole row in registers, so that it is read once: its largest magnitude must be
-known before its first code. It walks over many rows, because vectors per channel (the reciprocal of
-``smooth`` above all) are loaded and combined once per program.
+known before its first code, unless the scale is static. It walks over many rows, because vectors
+per channel (the reciprocal of ``smooth`` above all) are loaded and combined once per program.
 
 A row is cut into *pieces*. Their widths are powers of two, as Triton wants them, and together fit K
 better than its next power of two: 4608 = 4096 + 512. A row whose first columns lie in another
@@ -316,13 +316,13 @@ def _rotate(values, TILE: tl.constexpr):
 def static_steps(static, QMAX: tl.constexpr, TILE: tl.constexpr):
     """What :func:`store_quantized` takes of a static scale (), or of none.
 
-    The scale of the rotation's sums, its reciprocal, and the largest sum that it can carry.
+    The scale of the rotation's sums, negated, its reciprocal, and the largest sum in its range.
     """
     if static is None:
         return ()
     else:
         step = tl.div_rn(tl.maximum(tl.load(static), TINY), TILE.norm)
-        return step, tl.div_rn(1.0, step), tl.minimum(step * QMAX, LARGEST)
+        return -step, tl.div_rn(1.0, step), tl.minimum(step * QMAX, LARGEST)
 
 
 @triton.jit
@@ -350,7 +350,7 @@ def _codes(steps):
 
 @triton.jit
 def _store_static(values, codes, steps, TILE: tl.constexpr):
-    step, inverse, limit = steps
+    negated, inverse, limit = steps
     for p in tl.static_range(len(TILE.parts)):
         x = tl.where(values[p] == values[p], values[p], 0.0)
         x = tl.clamp(x, -limit, limit)
@@ -358,7 +358,7 @@ def _store_static(values, codes, steps, TILE: tl.constexpr):
         # divided by the chip or torch (Brisebarre, Muller, Raina, IEEE TC 53(8), 2004), unless the
         # scale is below 1e-30, where what is left over underflows.
         quotient = x * inverse
-        quotient = tl.fma(tl.fma(-quotient, step, x), inverse, quotient)
+        quotient = tl.fma(tl.fma(quotient, negated, x), inverse, quotient)
         columns = _columns(TILE, p)
         if TILE.parts[p].padded:
             tl.store(codes + columns, _codes(quotient), mask=columns < TILE.parts[p].end)
