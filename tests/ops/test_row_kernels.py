@@ -307,7 +307,7 @@ class TestGeluQuantize:
         ):
             wanted = reference("gelu_quantize", *arguments)
             assert_same(kernel("gelu_quantize", *arguments), wanted)
-            arguments = (*arguments, torch.tensor(0.02))
+            arguments = (*arguments, None, torch.tensor(0.02))
             codes, wanted = (f("gelu_quantize", *arguments)[0] for f in (kernel, reference))
             assert_near(codes, wanted)
 

@@ -2,7 +2,9 @@
 
 A program holds a whole row in registers, so that it is read once: its largest magnitude must be
 known before its first code, unless the scale is static. It walks over many rows, because vectors
-per channel (the reciprocal of ``smooth`` above all) are loaded and combined once per program.
+per channel (the reciprocal of ``smooth`` above all) are loaded and combined once per program, and
+loads the next row before it computes this one: few warps fit beside each other, and would all wait
+for memory.
 
 A row is cut into *pieces*. Their widths are powers of two, as Triton wants them, and together fit K
 better than its next power of two: 4608 = 4096 + 512. A row whose first columns lie in another
@@ -38,6 +40,7 @@ __all__ = [
     "Part",
     "Tiling",
     "clear_padding",
+    "floats",
     "load_part",
     "load_row",
     "programs",
@@ -95,7 +98,6 @@ class Tiling:
         parts: of a row.
         warps: of a program.
         residents: programs on a multiprocessor at a time.
-        stages: rows that a program has in flight, the one in its registers included.
     """
 
     features: int
@@ -104,7 +106,6 @@ class Tiling:
     parts: tuple[Part, ...]
     warps: int
     residents: int
-    stages: int
 
     @property
     def threads(self) -> int:
@@ -151,8 +152,6 @@ def tiling(features: int, block: int = 0, vectors: int = 1, left: int = 0) -> Ti
         parts=(*_parts(0, left, block, warps), *_parts(left, features, block, warps)),
         warps=warps,
         residents=residents,
-        # A program that has a multiprocessor to itself must load while it computes.
-        stages=2 if residents == 1 else 1,
     )
 
 
@@ -215,22 +214,32 @@ def load_part(pointer, other: tl.constexpr, TILE: tl.constexpr, P: tl.constexpr)
 
 
 @triton.jit
-def load_row(pointer, TILE: tl.constexpr, left=None):
-    """(K,) any float -> its parts (C, L) fp32, zeros past their end.
+def load_row(pointer, there, TILE: tl.constexpr, left=None):
+    """(K,) any float -> its parts (C, L) of that type, zeros past their end; nothing unless
+    ``there``.
 
     Where the tiling has columns on the left, they are those of ``left``, and ``pointer`` has the
     others.
     """
-    loaded = ()
-    for p in tl.static_range(len(TILE.parts)):
-        if TILE.parts[p].first < TILE.left:
-            loaded += (load_part(left, 0.0, TILE, p),)
-        else:
-            loaded += (load_part(pointer - TILE.left, 0.0, TILE, p),)
     parts = ()
     for p in tl.static_range(len(TILE.parts)):
-        parts += (loaded[p].to(tl.float32),)
+        columns, mask = _columns(TILE, p), there
+        if TILE.parts[p].padded:
+            mask = there & (columns < TILE.parts[p].end)
+        if TILE.parts[p].first < TILE.left:
+            parts += (tl.load(left + columns, mask=mask, other=0.0),)
+        else:
+            parts += (tl.load(pointer + (columns - TILE.left), mask=mask, other=0.0),)
     return parts
+
+
+@triton.jit
+def floats(parts, TILE: tl.constexpr):
+    """Parts in fp32."""
+    converted = ()
+    for p in tl.static_range(len(TILE.parts)):
+        converted += (parts[p].to(tl.float32),)
+    return converted
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from viditq.ops.gelu_quantize import reference
 from viditq.ops.launch import dense, launch
 from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
+    floats,
     load_row,
     programs,
     reciprocals,
@@ -54,6 +55,18 @@ def _activate(x, KIND: tl.constexpr):
         return _times_sigmoid(x, x)
 
 
+@triton.jit
+def _load(x, left, stride, left_stride, row, there, GATED: tl.constexpr, TILE: tl.constexpr):
+    """What a row is made of, and what is to be activated of it."""
+    first = x + row * stride
+    before = left if left is None else left + row * left_stride
+    values = load_row(first, there, TILE, before)
+    gates = values
+    if GATED:
+        gates = load_row(first + (TILE.features - TILE.left), there, TILE, before)
+    return values, gates
+
+
 @triton.jit(do_not_specialize=["M"])
 def kernel(
     x,
@@ -70,14 +83,17 @@ def kernel(
     QMAX: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    start = tl.program_id(0).to(tl.int64)
+    following = _load(x, left, stride, left_stride, start, True, GATED, TILE)
     inverse = reciprocals(smooth, TILE)
     steps = static_steps(static, QMAX, TILE)
-    for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
-        row = tl.cast(i, tl.int64)
-        first = x + row * stride
-        before = left if left is None else left + row * left_stride
-        loaded = load_row(first, TILE, before)
-        gates = load_row(first + TILE.features - TILE.left, TILE, before) if GATED else loaded
+    for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=1):
+        row, after = tl.cast(i, tl.int64), i + tl.num_programs(0)
+        loaded = floats(following[0], TILE)
+        gates = floats(following[1], TILE)
+        following = _load(
+            x, left, stride, left_stride, after.to(tl.int64), after < M, GATED, TILE
+        )
         values = ()
         for p in tl.static_range(len(TILE.parts)):
             value = loaded[p]

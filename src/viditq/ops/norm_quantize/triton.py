@@ -15,6 +15,7 @@ from viditq.ops.norm_quantize import reference
 from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
     clear_padding,
+    floats,
     load_part,
     load_row,
     programs,
@@ -101,13 +102,16 @@ def kernel(
         gain += batch * gain_stride
     if shift is not None:
         shift += batch * shift_stride
+    start = tl.program_id(0) % programs_per_batch
+    x += batch * rows_per_batch * stride
+    following = load_row(x + start.to(tl.int64) * stride, True, TILE)
     factors, offsets = _affine(weight, bias, gain, shift, smooth, TILE)
     steps = static_steps(static, QMAX, TILE)
-
-    start = tl.program_id(0) % programs_per_batch
-    for i in tl.range(start, rows_per_batch, programs_per_batch, num_stages=TILE.stages):
-        row = batch * rows_per_batch + i
-        values = _normalized(load_row(x + row * stride, TILE), eps, CENTER, TILE)
+    for i in tl.range(start, rows_per_batch, programs_per_batch, num_stages=1):
+        row, after = batch * rows_per_batch + i, i + programs_per_batch
+        loaded = floats(following, TILE)
+        following = load_row(x + after.to(tl.int64) * stride, after < rows_per_batch, TILE)
+        values = _normalized(loaded, eps, CENTER, TILE)
         results = ()
         for p in tl.static_range(len(TILE.parts)):
             results += (tl.fma(values[p], factors[p], offsets[p]),)

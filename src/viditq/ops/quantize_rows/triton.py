@@ -8,6 +8,7 @@ from viditq.ops.launch import dense, launch
 from viditq.ops.quantize_rows import reference
 from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
+    floats,
     load_row,
     programs,
     reciprocals,
@@ -22,11 +23,14 @@ __all__ = ["kernel", "quantize_rows"]
 
 @triton.jit(do_not_specialize=["M"])
 def kernel(x, smooth, static, codes, scale, stride, M, QMAX: tl.constexpr, TILE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    following = load_row(x + row * stride, True, TILE)
     inverse = reciprocals(smooth, TILE)
     steps = static_steps(static, QMAX, TILE)
-    for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=TILE.stages):
-        row = tl.cast(i, tl.int64)
-        loaded = load_row(x + row * stride, TILE)
+    for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=1):
+        row, after = tl.cast(i, tl.int64), i + tl.num_programs(0)
+        loaded = floats(following, TILE)
+        following = load_row(x + after.to(tl.int64) * stride, after < M, TILE)
         values = ()
         for p in tl.static_range(len(TILE.parts)):
             values += (loaded[p] * inverse[p],)
