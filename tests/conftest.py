@@ -36,20 +36,6 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=absent[mark]))
 
 
-@pytest.fixture(autouse=True)
-def _kernels_on_a_gpu(request):
-    """Tests on a GPU run what is fastest there."""
-    if request.node.get_closest_marker("gpu") is None:
-        yield
-        return
-    import torch
-
-    from viditq.ops import fastest_backend, use_backend
-
-    with use_backend(fastest_backend(torch.device("cuda"))):
-        yield
-
-
 def _sees_a_gpu() -> bool:
     import torch
 

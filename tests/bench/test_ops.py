@@ -40,7 +40,8 @@ def test_rows(tmp_path):
         for balanced in (False, True)
         for name, width in (("quantize_rows", 64), ("norm_quantize", 64), ("gelu_quantize", 256))
     ]
-    assert all(row.copy_share > 0 and row.check == "codes equal" for row in row_ops)
+    assert all(row.copy_share > 0 and row.equal_copy_share > 0 for row in row_ops)
+    assert all(row.check == "codes equal" for row in row_ops)
     assert result.copy_bytes_per_s > 0
     assert result.origin.command == "viditq bench ops"
     assert BenchResult.load(tmp_path / "ops.json") == result

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from viditq.bench.checks import near
 from viditq.bench.models import ModelCase, make_inputs, models_named
@@ -137,7 +138,8 @@ class _CaseBench:
 
         def note(part: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                arguments[part] = args, kwargs
+                # Dense, as from the block before; a first block may be given a transposed view.
+                arguments[part] = tree_map_only(Tensor, Tensor.contiguous, (args, kwargs))
 
             return hook
 

@@ -72,7 +72,9 @@ class RowOpRow(Measured):
     Attributes:
         balanced: with smoothing and a rotation in blocks of 128.
         moved_bytes: what it must read and write.
-        copy_share: its bandwidth as a share of a plain copy's.
+        copy_share: its bandwidth as a share of that of a large copy.
+        equal_copy_share: the time of a copy that moves as many bytes, as a share of its own. Below
+            some ten MB a copy, too, is far from its full bandwidth.
     """
 
     table: Literal["row ops"] = "row ops"
@@ -82,6 +84,7 @@ class RowOpRow(Measured):
     balanced: bool
     moved_bytes: int
     copy_share: float | None = None
+    equal_copy_share: float | None = None
 
 
 class ModelRow(Measured):

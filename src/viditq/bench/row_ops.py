@@ -1,7 +1,8 @@
 """Row ops against a plain copy: they read a matrix once and write its codes.
 
-Such an op cannot be faster than memory, so its speed is told as a share of the bandwidth that a
-copy reached in the same run. Codes and scales are checked first, on some rows.
+Such an op cannot be faster than memory, so its speed is told as a share of that of a copy in the
+same run: a large one, and one that moves as many bytes. Codes and scales are checked first, on some
+rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from viditq.balancing import random_signs, rotation_block
 from viditq.bench.checks import equal_codes, within_twice
 from viditq.bench.record import guarded
 from viditq.bench.results import RowOpRow
-from viditq.bench.timing import clear_memory, measure, peak_memory
+from viditq.bench.timing import clear_memory, copy_ms, measure, peak_memory
 from viditq.ops.gelu_quantize import gelu_quantize
 from viditq.ops.gelu_quantize import reference as gelu_reference
 from viditq.ops.norm_quantize import norm_quantize
@@ -110,6 +111,7 @@ def _timed(
         "check": check,
         "peak_bytes": peak_memory(op.call, device, total=False),
         "copy_share": _moved_bytes(m, k) / (timing.median_ms / 1e3) / copy_bytes_per_s,
+        "equal_copy_share": copy_ms(device, _moved_bytes(m, k)) / timing.median_ms,
     }
 
 

@@ -125,7 +125,7 @@ def _row_ops(rows: Sequence[RowOpRow], copy_bytes_per_s: float | None) -> TextTa
     copy = "" if copy_bytes_per_s is None else f" ({copy_bytes_per_s / 1e12:.3g} TB/s)"
     return TextTable(
         f"Row ops against a copy{copy}",
-        ("", "M × K", "balanced", "ms", "p20–p80", "share of copy", "check"),
+        ("", "M × K", "balanced", "ms", "p20–p80", "of a large copy", "of an equal copy", "check"),
         tuple(
             (
                 f"{row.case}, {row.op}",
@@ -133,6 +133,7 @@ def _row_ops(rows: Sequence[RowOpRow], copy_bytes_per_s: float | None) -> TextTa
                 "yes" if row.balanced else "no",
                 *_time(row.timing),
                 NOTHING if row.copy_share is None else f"{row.copy_share:.0%}",
+                NOTHING if row.equal_copy_share is None else f"{row.equal_copy_share:.0%}",
                 row.check or NOTHING,
             )
             for row in rows

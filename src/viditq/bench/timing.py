@@ -22,6 +22,7 @@ __all__ = [
     "clear_memory",
     "compiling",
     "copy_bandwidth",
+    "copy_ms",
     "measure",
     "peak_memory",
     "time_limit",
@@ -105,10 +106,14 @@ def peak_memory(call: Callable[[], Any], device: torch.device, *, total: bool) -
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written per second by a copy of 1 GiB on the device (64 MiB on the CPU)."""
     size = COPY_BYTES if device.type == "cuda" else COPY_BYTES // 16
-    source = torch.randint(-128, 128, (size,), dtype=torch.int8, device=device)
+    return 2 * size / (copy_ms(device, 2 * size) / 1e3)
+
+
+def copy_ms(device: torch.device, moved_bytes: int) -> float:
+    """Median milliseconds of a copy that reads and writes ``moved_bytes`` in all."""
+    source = torch.randint(-128, 128, (moved_bytes // 2,), dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    timing = measure(lambda: target.copy_(source), device, budget_s=0.5)
-    return 2 * size / (timing.median_ms / 1e3)
+    return measure(lambda: target.copy_(source), device, budget_s=0.2).median_ms
 
 
 def clear_memory(device: torch.device) -> None:

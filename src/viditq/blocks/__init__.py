@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from viditq.ops import DEFAULT_BACKEND
+from viditq.ops import fastest_backend
 
 __all__ = ["fuse_", "is_faster", "unfuse_"]
 
@@ -70,4 +70,4 @@ def is_faster(device: torch.device | str) -> bool:
     Where they run their definitions, nothing makes those faster, and results stay those of the
     layers, bit by bit.
     """
-    return torch.device(device).type == "cuda" and DEFAULT_BACKEND != "reference"
+    return fastest_backend(torch.device(device)) != "reference"

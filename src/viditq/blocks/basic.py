@@ -101,7 +101,7 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
             )
         modulation = self.scale_shift_table + timestep.reshape(len(hidden_states), 6, -1)
         shift_attn, gain_attn, gate_attn, shift_ff, gain_ff, gate_ff = modulation.unbind(1)
-        x = hidden_states
+        x = hidden_states.contiguous()  # PixArt's first block gets its tokens transposed
         normed = Modulated(x, self.norm1, gain_attn, shift_attn)
         x = _attend(self.attn1, normed, normed, attention_mask, x, gate_attn)
         if self.attn2 is not None:

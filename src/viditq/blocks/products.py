@@ -89,6 +89,8 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
     Returns:
         (B, S, N_i) for each layer; views of a wider tensor where products are joint.
     """
+    if len(layers) == 1 and takes_codes(layer := layers[0]):
+        return [multiply(*x.codes(layer), [layer], x.dtype).unflatten(0, x.tokens)]
     joint = _joint(layers)
     outputs: dict[int, Tensor] = {}
     values: Tensor | None = None

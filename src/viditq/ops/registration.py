@@ -21,14 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BACKENDS", "DEFAULT_BACKEND", "fastest_backend", "register_op", "use_backend"]
+__all__ = ["BACKENDS", "fastest_backend", "register_op", "use_backend"]
 
 BACKENDS = ("hopper", "triton", "reference")
-"""From the fastest to the slowest; of those from the chosen one on, the first that can run does."""
-
-DEFAULT_BACKEND = "reference"
-"""Kernels run only where :func:`use_backend` asks: they compile, and give the right numbers in
-Triton's interpreter, but have not been run on a GPU yet."""
+"""From the fastest to the slowest. The first that can run does, of those from the one on that
+:func:`use_backend` asks for."""
 
 _LIBRARY = torch.library.Library("viditq", "DEF")
 _LOG = logging.getLogger("viditq")
@@ -139,7 +136,7 @@ def _order(device: torch.device, kernels: str, forced: str | None) -> tuple[str,
     able = BACKENDS[BACKENDS.index(fastest_backend(device)) :]
     if forced is not None and forced not in able:
         raise RuntimeError(f"{device} cannot run the {forced} backend, only {', '.join(able)}.")
-    able = [b for b in able if BACKENDS.index(b) >= BACKENDS.index(forced or DEFAULT_BACKEND)]
+    able = [b for b in able if BACKENDS.index(b) >= BACKENDS.index(forced or BACKENDS[0])]
     order = [b for b in able if b != "hopper" or find_spec(f"{kernels}.hopper") is not None]
     _LOG.info("%s on %s: %s", kernels, device, ", else ".join(order))
     return tuple(order[:-1])

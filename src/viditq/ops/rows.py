@@ -15,6 +15,9 @@ enough for full vectors and no wider, so that a chunk is with few lanes: most bu
 rotation then are additions within a thread, the others exchange values between lanes, and none
 needs shared memory.
 
+Compiled, a product and a sum behind it become one fma. So a value beside the edge between two codes
+may get the other one than it gets from the definition; without a rotation it is a tie there.
+
 Declined: other dtypes than :data:`FLOATS`, which run the reference. Rows beyond about 16 thousand
 features come out right, but no longer fit the registers. Sums of a rotation are scaled at the end,
 so that inputs above 1e36 overflow there.
@@ -58,8 +61,6 @@ REGISTERS = 65536
 """Of a multiprocessor."""
 
 SMALLEST = tl.constexpr(reference.SMALLEST)
-INFINITY = tl.constexpr(0x7F800000)
-"""Its bits in fp32. Those of a NaN, the sign apart, are above."""
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 ROUNDING = tl.constexpr(1.5 * 2**23)
@@ -124,12 +125,11 @@ class Tiling:
 
     @property
     def options(self) -> dict[str, Any]:
-        """For the launch. No contraction into fma: it would round products that are ties."""
+        """For the launch."""
         registers = REGISTERS // (self.threads * self.residents)
         return {
             "num_warps": self.warps,
             "maxnreg": min(255, registers // 8 * 8),
-            "enable_fp_fusion": False,
         }
 
 
@@ -138,13 +138,13 @@ def tiling(features: int, block: int = 0, vectors: int = 1, left: int = 0) -> Ti
     """For rows of ``features``, rotated in blocks of ``block``.
 
     The first ``left`` columns, which ``block`` divides too, have parts of their own. ``vectors``
-    per channel, 1 or 2, stay in registers beside the values. So 16 warps of a multiprocessor have
-    128 registers for each thread, or 12 have 168.
+    per channel, 1 or 2, stay in registers beside the values and those of the next row. So 16 warps
+    of a multiprocessor have 128 registers for each thread, 12 have 168, and 8 have all they want.
     """
     block = block if block > 1 else 0
-    warps_resident, per_thread = (16, 56) if vectors == 1 else (12, 48)
-    warps = min(32, _power_of_two(math.ceil(features / (per_thread * LANES))))
-    residents = max(1, warps_resident // warps)
+    warps = min(32, _power_of_two(math.ceil(features / ((48, 40)[vectors - 1] * LANES))))
+    crowded = vectors == 2 and features > 28 * LANES * warps
+    residents = max(1, ((8 if block else 12) if crowded else 16) // warps)
     return Tiling(
         features,
         left,
@@ -279,12 +279,18 @@ def row_sum(values, TILE: tl.constexpr):
 
 
 @triton.jit
-def _row_max(values, TILE: tl.constexpr):
-    """The largest of all parts (C, L), none negative."""
-    largest = tl.full([TILE.threads], 0, values[0].dtype)
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _row_amax(values, TILE: tl.constexpr):
+    """The largest magnitude of all parts (C, L); NaN if there is one."""
+    largest = tl.full([TILE.threads], 0.0, tl.float32)
     for p in tl.static_range(len(TILE.parts)):
-        largest = tl.maximum(largest, tl.max(_by_thread(values[p], TILE), 1))
-    return tl.max(largest, 0)
+        own = tl.reduce(_by_thread(tl.abs(values[p]), TILE), 1, _larger)
+        largest = _larger(largest, own)
+    return tl.reduce(largest, 0, _larger)
 
 
 @triton.jit
@@ -377,19 +383,14 @@ def _store_static(values, codes, steps, TILE: tl.constexpr):
 
 @triton.jit
 def _store_dynamic(values, codes, scale, QMAX: tl.constexpr, TILE: tl.constexpr):
-    magnitudes = ()
-    for p in tl.static_range(len(TILE.parts)):
-        # As integers they have the same order, and a NaN is the largest.
-        magnitudes += (values[p].to(tl.int32, bitcast=True) & 0x7FFFFFFF,)
-    largest = _row_max(magnitudes, TILE)
-    amax = largest.to(tl.float32, bitcast=True)
+    amax = _row_amax(values, TILE)
     # The rotation's 1/√block is left out of the values and put into the scale.
     true_amax = amax * TILE.norm
     small = true_amax < SMALLEST
     tl.store(scale, tl.where(small, 0.0, tl.div_rn(true_amax, 1.0 * QMAX)))
     # Rounded twice, as torch divides a number by a tensor.
     factor = tl.where(small, 0.0, tl.div_rn(1.0, amax) * QMAX)
-    finite = largest < INFINITY
+    finite = amax <= LARGEST
     for p in tl.static_range(len(TILE.parts)):
         columns = _columns(TILE, p)
         rounded = _codes(values[p] * factor)

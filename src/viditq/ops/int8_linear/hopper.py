@@ -6,9 +6,8 @@ stages, and two warp-groups multiply.
 A tile is 128 rows by two halves of columns, each half with accumulators of its own. The second half
 runs ``SKEW`` stages behind the first. So when the first half is done, the tensor cores still have
 the second's last stages to multiply while the first is scaled and stored, and the second is stored
-while the next tile's first half has begun: the epilogue takes no tensor-core time. (At K = 1152 it
-would be a tenth of it. Two warp-groups on alternating tiles, CUTLASS' ping-pong, hide it as well,
-but each then loads a tile alone, for half the work per byte.)
+while the next tile's first half has begun. (Two warp-groups on alternating tiles, CUTLASS'
+ping-pong, hide the epilogue as well, but each then loads a tile alone, for half the work per byte.)
 
 Stage ``i`` holds what is multiplied together: rows of ``x`` and of the first half's weight at step
 ``i``, and of the second half's at step ``i - SKEW``. Only ``x`` stays for the second half, so its
@@ -18,8 +17,8 @@ Full rounds of tiles leave a remainder in which not all multiprocessors would ha
 into halves, which share out more evenly.
 
 The accumulators are int32 and exact; scales, bias, gate and residual follow in fp32 in the order of
-the reference. The kernel declines K below 384 or not a multiple of 16, and tensors that TMA cannot
-address (see :func:`takes`); Triton's kernel takes those.
+the reference. The kernel declines small K, results in fp32 and tensors that TMA cannot address
+(see :func:`takes`); Triton's kernel takes those.
 """
 
 from functools import cache, lru_cache
@@ -43,7 +42,7 @@ from viditq.ops.launch import contiguous, dense, launch, multiprocessors
 __all__ = ["int8_linear", "int8_linear_kernel", "layout", "takes"]
 
 BLOCK_M = HOPPER_ROWS
-LEAST_K = 320
+LEAST_K = 192
 BOX = 64
 """Rows of weight, and columns of the result, that TMA moves at a time."""
 KINDS = {torch.int8: gl.int8, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -537,8 +536,8 @@ def _descriptor(
 def schedule(widths: tuple[int, int], residual: bool) -> tuple[int, int, int]:
     """BLOCK_K, STAGES and SKEW that fill the shared memory."""
     if widths[0] == widths[1]:
-        return (64, 6, 2) if residual else (64, 7, 2)
-    return (64, 8, 2) if residual else (128, 4, 1)
+        return (64, 6, 1) if residual else (64, 7, 2)
+    return (64, 8, 1) if residual else (128, 4, 1)
 
 
 def takes(
