@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from viditq.evaluation import compare
     from viditq.formats import Format
+    from viditq.graphs import capture_, release_
     from viditq.nn import QuantLinear
     from viditq.pipelines import generate, load, quantize, record, register
     from viditq.plan import LayerPlan, Plan, Recipe, list_presets, load_recipe
@@ -47,6 +48,7 @@ __all__ = [
     "Recipe",
     "ViditqError",
     "__version__",
+    "capture_",
     "compare",
     "fuse_",
     "generate",
@@ -60,6 +62,7 @@ __all__ = [
     "quantize_",
     "record",
     "register",
+    "release_",
     "unfuse_",
 ]
 
@@ -78,6 +81,7 @@ _HOMES = {
     "QuantLinear": "nn",
     "Recipe": "plan",
     "ViditqError": "errors",
+    "capture_": "graphs",
     "compare": "evaluation",
     "fuse_": "blocks",
     "generate": "pipelines",
@@ -91,6 +95,7 @@ _HOMES = {
     "quantize_": "convert",
     "record": "pipelines",
     "register": "pipelines",
+    "release_": "graphs",
     "unfuse_": "blocks",
 }
 

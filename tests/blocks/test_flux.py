@@ -279,7 +279,7 @@ class TestSomethingOnALayer:
         expected = run(block, flux_inputs)
         assert fuse_(block) == 1
         assert distance(run(block, flux_inputs), expected) <= 1e-5
-        own = name not in ALONE  # codes of its own, beside those of the others
+        own = name in SHARED  # codes and a product of its own, beside those of the others
         counts, before = count_ops(block, **flux_inputs), FUSED[kind]
         assert sum(counts.values()) == sum(before.values()) + 2 * own
 

@@ -125,6 +125,8 @@ def test_a_row_with_a_left_side_costs_what_it_would_without():
     """In FLUX's single blocks."""
     values = [sum(p.C * p.L for p in row_kernels.tiling(15360, 128, 1, n).parts) for n in (0, 3072)]
     assert values == [16384, 16384]
+
+
 # Odd; a multiple of no vector; one warp's share; pieces of two widths; several warps a row.
 SHAPES = pytest.mark.parametrize(
     ("shape", "hadamard"),

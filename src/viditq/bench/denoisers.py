@@ -23,6 +23,7 @@ from viditq.bench.record import collect, explain, guarded, origin
 from viditq.bench.results import BenchResult, ModelRow, Row
 from viditq.bench.timing import clear_memory, compiling, measure, peak_memory, wall_s
 from viditq.bench.variants import Variant, prepare_, variants_named
+from viditq.graphs import capture_
 from viditq.ops import fastest_backend, use_backend
 from viditq.pipelines.sources import resolve_device
 from viditq.plan import LayerPlan
@@ -169,6 +170,8 @@ class _CaseBench:
                 ModelRow, op=variant.name, model=self.case.name, part=part, weight_bytes=size
             )
             module = self._module(model, part)
+            if variant.graph:
+                capture_(module)
             yield guarded(row, partial(self._timed, module, part, variant, reference))
 
     @torch.no_grad()
@@ -183,7 +186,7 @@ class _CaseBench:
         expected = _change(reference.outputs[part], arguments)
         check = near(_change(outputs.pop(), arguments), expected, variant.error)
         kernels: set[str] = set()
-        if not variant.compiled:
+        if not variant.compiled and not variant.graph:
             with attention_kernels() as kernels:
                 call()
         return {

@@ -26,6 +26,7 @@ class Variant:
         plan: of every block linear; None for floats.
         fused: blocks run with viditq's fused ops.
         compiled: each repeated block is compiled, once for all that are alike.
+        graph: what is timed replays a CUDA graph.
         peer: torchao's kind of quantization.
         error: largest relative error of the output, against bf16.
     """
@@ -34,6 +35,7 @@ class Variant:
     plan: LayerPlan | None = None
     fused: bool = False
     compiled: bool = False
+    graph: bool = False
     peer: str | None = None
     error: float = 0.1
 
@@ -46,10 +48,12 @@ _STATIC = LayerPlan(granularity="tensor", smooth=0.5, hadamard=128)
 _ALL = (
     Variant("bf16"),
     Variant("bf16-compiled", compiled=True),
+    Variant("bf16-graph", graph=True),
     Variant("w8a8", _W8A8),
     Variant("w8a8-compiled", _W8A8, compiled=True),
     Variant("w8a8-fused", _W8A8, fused=True),
     Variant("w8a8-fused-compiled", _W8A8, fused=True, compiled=True),
+    Variant("w8a8-fused-graph", _W8A8, fused=True, graph=True),
     Variant("w8a8-unbalanced", _UNBALANCED),
     Variant("w8a8-fused-unbalanced", _UNBALANCED, fused=True),
     Variant("w8a8-static", _STATIC),
@@ -57,6 +61,7 @@ _ALL = (
     # 4-bit weights of a normal distribution, rounded to the nearest, are 14 % off in each layer.
     Variant("w4a8", _W4A8, error=0.5),
     Variant("w4a8-fused", _W4A8, fused=True, error=0.5),
+    Variant("w4a8-fused-graph", _W4A8, fused=True, graph=True, error=0.5),
     Variant("torchao-int8-compiled", peer="int8", compiled=True),
     Variant("torchao-fp8-compiled", peer="fp8", compiled=True),
 )

@@ -99,7 +99,7 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
                 class_labels,  # pyright: ignore[reportArgumentType]
                 added_cond_kwargs,
             )
-        modulation = self.scale_shift_table + timestep.reshape(len(hidden_states), 6, -1)
+        modulation = self.scale_shift_table + timestep.reshape(hidden_states.shape[0], 6, -1)
         shift_attn, gain_attn, gate_attn, shift_ff, gain_ff, gate_ff = modulation.unbind(1)
         x = hidden_states.contiguous()  # PixArt's first block gets its tokens transposed
         normed = Modulated(x, self.norm1, gain_attn, shift_attn)
@@ -125,10 +125,16 @@ def _attend(
         projected = read(x, [attn.to_q, attn.to_k, attn.to_v])
     else:
         projected = read(x, [attn.to_q]) + read(context, [attn.to_k, attn.to_v])
-    q, k, v = (each.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for each in projected)
+    q, k, v = (_by_head(each, attn.heads) for each in projected)
     bias = None if mask is None else mask[:, None]  # (B, 1, 1 or S, T), for every head
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, H, S, D)
     return finish(Plain(y.transpose(1, 2).flatten(2)), attn.to_out[0], residual, gate)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(B, S, H·D) -> (B, H, S, D)."""
+    batch, tokens, width = x.shape
+    return x.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
 
 def _attentions(block: Any) -> list[Any]:

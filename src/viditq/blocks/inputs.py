@@ -88,8 +88,8 @@ class Modulated(Plain):
             self.norm.eps,
             weight=self.norm.weight,
             bias=self.norm.bias,
-            gain=None if self.gain is None else self.gain.flatten(0, -2),
-            shift=None if self.shift is None else self.shift.flatten(0, -2),
+            gain=_rows(self.gain),
+            shift=_rows(self.shift),
             smooth=layer.smooth,
             hadamard=layer.hadamard,
             bits=layer.plan.activation_format.bits,
@@ -129,6 +129,11 @@ class Gelu(Plain):
             left=None if self.left is None else self.left.flatten(0, 1),
             scale=layer.input_scale,
         )
+
+
+def _rows(vectors: Tensor | None) -> Tensor | None:
+    """(B, K) or (B, S, K) -> (B, K) or (B·S, K)."""
+    return vectors if vectors is None or vectors.ndim == 2 else vectors.flatten(0, 1)
 
 
 def over_tokens(vectors: Tensor) -> Tensor:

@@ -41,8 +41,13 @@ def multiply(
     Returns:
         (M, ΣN_i) ``dtype``.
     """
-    first, (weights, scales, biases) = layers[0], _parameters(layers)
-    if torch.compiler.is_compiling() and len(layers) > 1 and first.plan.weight != "int6":
+    first = layers[0]
+    if len(layers) == 1:
+        return _product(
+            codes, x_scale, first, first.weight, first.scale, first.bias, dtype, gate, residual
+        )
+    weights, scales, biases = _parameters(layers)
+    if torch.compiler.is_compiling() and first.plan.weight != "int6":
         packed = first.plan.weight == "int4"
         return joint_linear(
             codes,
@@ -56,12 +61,26 @@ def multiply(
             residual=residual,
         )
     weight, scale, bias = joined(weights), joined(scales), joined(biases) if biases else None
-    if first.plan.weight == "int4":
-        product = int4_linear
-    else:
-        product = int8_linear
-        weight = unpack(weight, first.plan.weight_format, first.in_features)
-    return product(codes, x_scale, weight, scale, bias, dtype, gate=gate, residual=residual)
+    return _product(codes, x_scale, first, weight, scale, bias, dtype, gate, residual)
+
+
+def _product(
+    codes: Tensor,
+    x_scale: Tensor,
+    layer: QuantLinear,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Of a weight that is stored as that of ``layer`` is."""
+    if layer.plan.weight == "int4":
+        return int4_linear(codes, x_scale, weight, scale, bias, dtype, gate=gate, residual=residual)
+    if layer.plan.weight != "int8":
+        weight = unpack(weight, layer.plan.weight_format, layer.in_features)
+    return int8_linear(codes, x_scale, weight, scale, bias, dtype, gate=gate, residual=residual)
 
 
 def settle_(layers: Sequence[QuantLinear]) -> None:

@@ -90,7 +90,7 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
         (B, S, N_i) for each layer; views of a wider tensor where products are joint.
     """
     if len(layers) == 1 and takes_codes(layer := layers[0]):
-        return [multiply(*x.codes(layer), [layer], x.dtype).unflatten(0, x.tokens)]
+        return [multiply(*x.codes(layer), [layer], x.dtype).view(*x.tokens, layer.out_features)]
     joint = _joint(layers)
     outputs: dict[int, Tensor] = {}
     values: Tensor | None = None
@@ -103,8 +103,9 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
         readers: list[QuantLinear] = [layers[index] for index in indices]  # pyright: ignore
         if key[0] not in codes:
             codes[key[0]] = x.codes(readers[0])
-        y = multiply(*codes[key[0]], readers, x.dtype).unflatten(0, x.tokens)
-        parts = y.split([reader.out_features for reader in readers], -1)
+        widths = [reader.out_features for reader in readers]
+        y = multiply(*codes[key[0]], readers, x.dtype).view(*x.tokens, sum(widths))
+        parts = y.split(widths, -1)
         outputs.update(zip(indices, parts, strict=True))
     return [outputs[index] for index in range(len(layers))]
 
@@ -138,8 +139,8 @@ def finish(x: Input, layer: nn.Module, residual: Tensor, gate: Tensor | None = N
     """``gate · layer(x) + residual``: residual (B, S, N), gate (B, N) or (B, S, N) -> (B, S, N)."""
     if takes_codes(layer):
         rows = residual.flatten(0, 1)
-        gates = None if gate is None else gate.flatten(0, -2)
+        gates = gate if gate is None or gate.ndim == 2 else gate.flatten(0, -2)
         y = multiply(*x.codes(layer), [layer], x.dtype, gate=gates, residual=rows)
-        return y.unflatten(0, x.tokens)
+        return y.view(*x.tokens, layer.out_features)
     y = layer(x.values())
     return ((y if gate is None else over_tokens(gate) * y) + residual).to(x.dtype)

@@ -94,7 +94,7 @@ def _is_watched(x: Tensor) -> bool:
         type(x) not in (Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
     )
 
 
@@ -128,7 +128,7 @@ def _implementations(
     """The kernels to try for an op, in order, each with what says whether it takes arguments."""
     modules = {b: import_module(f"{kernels}.{b}") for b in _order(device, kernels, forced)}
     # Triton's kernels take everything.
-    return [(b == "hopper" and m.takes or None, getattr(m, name)) for b, m in modules.items()]
+    return [((b == "hopper" and m.takes) or None, getattr(m, name)) for b, m in modules.items()]
 
 
 def _order(device: torch.device, kernels: str, forced: str | None) -> tuple[str, ...]:

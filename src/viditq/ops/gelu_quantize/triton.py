@@ -90,9 +90,7 @@ def kernel(
         row, after = tl.cast(i, tl.int64), i + tl.num_programs(0)
         loaded = floats(following[0], TILE)
         gates = floats(following[1], TILE)
-        following = _load(
-            x, left, stride, left_stride, after.to(tl.int64), after < M, GATED, TILE
-        )
+        following = _load(x, left, stride, left_stride, after.to(tl.int64), after < M, GATED, TILE)
         values = ()
         for p in tl.static_range(len(TILE.parts)):
             value = loaded[p]

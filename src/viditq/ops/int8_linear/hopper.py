@@ -157,10 +157,7 @@ def _load_vectors(m, n, total, tensors, shape, ONE_SCALE: gl.constexpr, ONE_GATE
     rows = m + gl.arange(0, total.shape[0], gl.SliceLayout(1, layout))
     columns = n + gl.arange(0, total.shape[1], gl.SliceLayout(0, layout))
     in_m, in_n = rows < M, columns < N
-    if ONE_SCALE:
-        x_scales = gl.load(x_scale)
-    else:
-        x_scales = gl.load(x_scale + rows, mask=in_m, other=0.0)
+    x_scales = gl.load(x_scale) if ONE_SCALE else gl.load(x_scale + rows, mask=in_m, other=0.0)
     scales = gl.load(scale + columns, mask=in_n, other=0.0)
     biases, gates = scales, scales  # stand in for what there is none of
     if bias is not None:
@@ -224,10 +221,7 @@ def _finish(
     out, residual, boxes, ready = ends
     BOX: gl.constexpr = out.block_type.shape[1]
     y = total.to(gl.float32)
-    if ONE_SCALE:
-        y = y * x_scales
-    else:
-        y = y * x_scales[:, None]
+    y = y * (x_scales if ONE_SCALE else x_scales[:, None])
     y = y * scales[None, :]
     if bias is not None:
         y = y + biases.to(gl.float32)[None, :]
@@ -303,9 +297,7 @@ def _whole_tile(
     vectors = _load_vectors(m, n, first, tensors, shape, ONE_SCALE, ONE_GATE)
     first, second = warpgroup_mma_wait(SKEW, deps=(first, second))
     _release(empty, i - 1)
-    stored = _finish(
-        first, m, n, vectors, tensors, ends, done & 1, stored, 0, ONE_SCALE, ONE_GATE
-    )
+    stored = _finish(first, m, n, vectors, tensors, ends, done & 1, stored, 0, ONE_SCALE, ONE_GATE)
     n += FIRST
     vectors = _load_vectors(m, n, second, tensors, shape, ONE_SCALE, ONE_GATE)
     if LAST:
@@ -585,7 +577,7 @@ def int8_linear(
     programs = multiprocessors(x.device)
     widths, whole, halves = share_out(m, n, programs)
     block_k, stages, skew = schedule(widths, residual is not None)
-    gate_rows = m if gate is None else m // len(gate)
+    gate_rows = m if gate is None else m // gate.shape[0]
     one_gate = gate is not None and (gate_rows == m or gate_rows % BLOCK_M == 0)
     shape, size = (m, n), (BLOCK_M, BOX)
     launch(

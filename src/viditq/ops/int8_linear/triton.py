@@ -111,7 +111,7 @@ def int8_linear(
         int8_linear_kernel,
         triton.cdiv(m, rows) * triton.cdiv(n, columns),
         (*map(contiguous, operands), gate, contiguous(residual), out),
-        (m, n, k, 1 if gate is None else m // len(gate), 0 if gate is None else gate.stride(0)),
+        (m, n, k, 1 if gate is None else m // gate.shape[0], 0 if gate is None else gate.stride(0)),
         (x_scale.ndim == 0, k % BLOCK_K == 0, rows, columns, BLOCK_K, GROUP),
         {"num_warps": warps, "num_stages": stages},
     )

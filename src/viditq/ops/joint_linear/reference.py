@@ -27,7 +27,7 @@ def side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
     storage = parts[0].untyped_storage()
     if address > storage.data_ptr() + storage.nbytes():
         return None
-    rows = sum(len(part) for part in parts)
+    rows = sum(part.shape[0] for part in parts)
     return parts[0].as_strided((rows, *parts[0].shape[1:]), parts[0].stride())
 
 

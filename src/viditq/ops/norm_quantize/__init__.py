@@ -73,8 +73,9 @@ def norm_quantize(
             continue
         if vectors.ndim != 2 or vectors.shape[1] != features:
             raise ValueError(f"{name} must have shape (B, {features}), not {tuple(vectors.shape)}")
-        if rows and (not len(vectors) or rows % len(vectors)):
-            raise ValueError(f"the {len(vectors)} rows of {name} do not divide the {rows} of x")
+        batches = vectors.shape[0]
+        if rows and (not batches or rows % batches):
+            raise ValueError(f"the {batches} rows of {name} do not divide the {rows} of x")
     signature.check(smooth, bits, scale, features)
     codes, own = _norm_quantize(
         x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits, scale
