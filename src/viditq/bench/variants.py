@@ -56,8 +56,10 @@ _ALL = (
     Variant("w8a8-fused-graph", _W8A8, fused=True, graph=True),
     Variant("w8a8-unbalanced", _UNBALANCED),
     Variant("w8a8-fused-unbalanced", _UNBALANCED, fused=True),
+    Variant("w8a8-fused-unbalanced-graph", _UNBALANCED, fused=True, graph=True),
     Variant("w8a8-static", _STATIC),
     Variant("w8a8-fused-static", _STATIC, fused=True),
+    Variant("w8a8-fused-static-graph", _STATIC, fused=True, graph=True),
     # 4-bit weights of a normal distribution, rounded to the nearest, are 14 % off in each layer.
     Variant("w4a8", _W4A8, error=0.5),
     Variant("w4a8-fused", _W4A8, fused=True, error=0.5),

@@ -264,8 +264,8 @@ def _whole_tile(
     ONE_GATE: gl.constexpr,
     LAST: gl.constexpr,
 ):
-    """The tile at (m, n), after ``done`` others, from stage ``i`` on. The first ``SKEW`` products of
-    its first half are under way; unless it is the last, those of the next tile are in the end."""
+    """The tile at (m, n), after ``done`` others, from stage ``i`` on. Of its first half ``SKEW``
+    products are under way; unless it is the last, those of the next tile are in the end."""
     x_ring, first_ring, second_ring = rings
     full, empty = barriers
     _, residual, boxes, ready = ends
