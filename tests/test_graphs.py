@@ -70,7 +70,6 @@ class TestOnCuda:
 
     def test_python_runs_only_when_a_kind_of_input_is_new(self, module):
         capture_(module)
-        release = module.forward.graphs
         with torch.no_grad():
             for rows in (2, 3, 2, 3):
                 for scale in (1.0, 2.0):
@@ -78,9 +77,8 @@ class TestOnCuda:
                     y = module(x, scale=scale)["sample"]
                     torch.testing.assert_close(y, module.linear(x) * scale)
             assert module.calls == 4 * 3  # two to warm up, one recorded
-            assert release is not module.forward.graphs
         with torch.inference_mode():
-            module(torch.randn(2, 4, device="cuda"))
+            module(torch.randn(2, 4, device="cuda"), scale=1.0)
         assert module.calls == 4 * 3
 
     def test_results_stay_when_the_graph_runs_again(self, module):
@@ -123,6 +121,7 @@ class TestOnCuda:
             capture_(module)
             torch.testing.assert_close(module(x)["sample"], expected)
         assert "Twice runs without a CUDA graph" in caplog.text
+        assert torch.randn(4, device="cuda").isfinite().all()  # the generator is usable again
 
     def test_a_quantized_transformer(self):
         from viditq import fuse_

@@ -151,9 +151,17 @@ def _record(
                     result = forward(leaves)
             except RuntimeError as error:
                 _LOG.warning("%s runs without a CUDA graph: %s", name, error)
+                _end_capture_of_random_numbers(device)
                 return None
     outputs, spec = tree_flatten(result)
     return _Graph(graph, leaves, outputs, spec)
+
+
+def _end_capture_of_random_numbers(device: torch.device) -> None:
+    """After a capture that failed torch's generator refuses to draw until another one has ended."""
+    anything = torch.zeros(1, device=device)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        anything.zero_()
 
 
 def _watch(module: nn.Module) -> Callable[[], list[int]]:
