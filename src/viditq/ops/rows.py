@@ -40,6 +40,7 @@ from viditq.ops.launch import multiprocessors
 from viditq.ops.quantize_rows import reference
 
 __all__ = [
+    "INTERPRETED",
     "Part",
     "Tiling",
     "clear_padding",
@@ -60,7 +61,10 @@ LANES = 32
 REGISTERS = 65536
 """Of a multiprocessor."""
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 SMALLEST = tl.constexpr(reference.SMALLEST)
+INFINITY = tl.constexpr(0x7F800000)
+"""Its bits in fp32. Those of a NaN, the sign apart, are above."""
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 ROUNDING = tl.constexpr(1.5 * 2**23)
@@ -286,11 +290,25 @@ def _larger(a, b):
 @triton.jit
 def _row_amax(values, TILE: tl.constexpr):
     """The largest magnitude of all parts (C, L); NaN if there is one."""
-    largest = tl.full([TILE.threads], 0.0, tl.float32)
+    if INTERPRETED:
+        return _interpreted_amax(values, TILE)
+    else:
+        largest = tl.full([TILE.threads], 0.0, tl.float32)
+        for p in tl.static_range(len(TILE.parts)):
+            own = tl.reduce(_by_thread(tl.abs(values[p]), TILE), 1, _larger)
+            largest = _larger(largest, own)
+        return tl.reduce(largest, 0, _larger)
+
+
+@triton.jit
+def _interpreted_amax(values, TILE: tl.constexpr):
+    """The same in integers, where a NaN is the largest: the interpreter knows no other reductions
+    than sums and the usual extremes, which leave NaN out."""
+    largest = tl.full([1], 0, tl.int32)
     for p in tl.static_range(len(TILE.parts)):
-        own = tl.reduce(_by_thread(tl.abs(values[p]), TILE), 1, _larger)
-        largest = _larger(largest, own)
-    return tl.reduce(largest, 0, _larger)
+        bits = values[p].to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        largest = tl.maximum(largest, tl.max(tl.max(bits, 1), 0))
+    return tl.max(largest, 0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -390,7 +408,7 @@ def _store_dynamic(values, codes, scale, QMAX: tl.constexpr, TILE: tl.constexpr)
     tl.store(scale, tl.where(small, 0.0, tl.div_rn(true_amax, 1.0 * QMAX)))
     # Rounded twice, as torch divides a number by a tensor.
     factor = tl.where(small, 0.0, tl.div_rn(1.0, amax) * QMAX)
-    finite = amax <= LARGEST
+    finite = amax.to(tl.int32, bitcast=True) < INFINITY
     for p in tl.static_range(len(TILE.parts)):
         columns = _columns(TILE, p)
         rounded = _codes(values[p] * factor)

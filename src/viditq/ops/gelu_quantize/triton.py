@@ -8,6 +8,7 @@ from viditq.ops.gelu_quantize import reference
 from viditq.ops.launch import dense, launch
 from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
+    INTERPRETED,
     floats,
     load_row,
     programs,
@@ -19,9 +20,6 @@ from viditq.ops.rows import (
 )
 
 __all__ = ["gelu_quantize", "kernel"]
-
-
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
