@@ -518,3 +518,20 @@ class TestOnCuda:
         torch._dynamo.reset()
         compiled = torch.compile(block, fullgraph=True)
         assert distance(run(compiled, inputs), expected) <= 5e-3
+
+
+def test_diffusers_caches_know_fused_blocks():
+    """They look blocks up by their class."""
+    from diffusers import FirstBlockCacheConfig
+
+    outputs = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = tiny.flux(layers=2, single_layers=2).eval()
+        quantize_random_(model, LayerPlan(smooth=0.5, hadamard=16))
+        assert not fused or fuse_(model) == 4
+        model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+        with torch.no_grad(), model.cache_context("cond"):
+            outputs.append([model(**tiny.flux_inputs())[0] for _ in range(2)])
+    assert distance(outputs[1][0], outputs[0][0]) <= 1e-4
+    assert distance(outputs[1][1], outputs[1][0]) <= 1e-4  # from the cache

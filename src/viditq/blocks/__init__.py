@@ -11,6 +11,8 @@ leaves, call by call, to the layers' own forwards; see :mod:`viditq.blocks.produ
 each twin for the block as a whole.
 """
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +38,8 @@ def fuse_(model: nn.Module) -> int:
             module.__class__ = twin
             prepare_(module, twin.shared_inputs)
             fused += 1
+    if fused:
+        _make_known(twins)
     return fused
 
 
@@ -62,6 +66,15 @@ def _twins() -> dict[type, Any]:
         transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
         transformer_wan.WanTransformerBlock: wan.WanTransformerBlock,
     }
+
+
+def _make_known(twins: dict[type, Any]) -> None:
+    """Let diffusers' caches, which know a block by its very class, treat twins as the originals."""
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+
+    for original, twin in twins.items():
+        with suppress(ValueError):  # unless it knows the original no more than the twin
+            TransformerBlockRegistry.register(twin, replace(TransformerBlockRegistry.get(original)))
 
 
 def is_faster(device: torch.device | str) -> bool:
