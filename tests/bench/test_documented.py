@@ -1,0 +1,20 @@
+"""The tables in docs/performance.md are those of the results in benchmarks/results."""
+
+from pathlib import Path
+
+from viditq.bench import BenchResult, markdown
+
+ROOT = Path(__file__).parents[2]
+RESULTS = (
+    "ops",
+    "denoiser-pixart-sigma",
+    "denoiser-latte",
+    "denoiser-flux-dev",
+    "denoiser-wan-1.3b",
+)
+
+
+def test_tables_are_the_results():
+    files = [ROOT / "benchmarks" / "results" / f"{name}.json" for name in RESULTS]
+    page = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    assert page.endswith(markdown([BenchResult.load(file) for file in files]).rstrip("\n") + "\n")
