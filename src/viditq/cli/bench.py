@@ -33,8 +33,8 @@ Variants = Annotated[
     typer.Option(
         "--variant",
         metavar="NAME",
-        help="bf16, w8a8 or w4a8, also with -fused, -unbalanced, -static, -compiled (a wrong "
-        "name lists them); may be given several times; all by default.",
+        help="bf16, w8a8 or w4a8, also with -fused, -unbalanced, -static, -compiled, -graph (a "
+        "wrong name lists them); may be given several times; all by default.",
     ),
 ]
 Backend = Annotated[

@@ -43,6 +43,7 @@ __all__ = ["int8_linear", "int8_linear_kernel", "layout", "takes"]
 
 BLOCK_M = HOPPER_ROWS
 LEAST_K = 192
+"""Of any schedule: one step more than the skew."""
 BOX = 64
 """Rows of weight, and columns of the result, that TMA moves at a time."""
 KINDS = {torch.int8: gl.int8, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
