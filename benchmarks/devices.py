@@ -34,6 +34,7 @@ def measured(name: str, num: int, quantized: Path) -> dict[str, list[float]]:
             return pipelines.generate(pipe, catalog.held_out_prompts(name, num), range(num))
 
     on_cpu, floats = samples(quantized, "cpu", FP32, fuse=False), samples(name, CUDA, FP32)
+    floats_on_cpu = samples(name, "cpu", FP32)
     pairs = {
         "w8a8, fp32: GPU kernels, fused, to the CPU reference": (
             samples(quantized, CUDA, FP32),
@@ -49,6 +50,7 @@ def measured(name: str, num: int, quantized: Path) -> dict[str, list[float]]:
             floats,
         ),
         "float, bf16: GPU, to float in fp32": (samples(name, CUDA, BF16), floats),
+        "float, fp32: GPU, to CPU": (floats, floats_on_cpu),
     }
     return {label: list(map(psnr, *both)) for label, both in pairs.items()}
 

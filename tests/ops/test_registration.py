@@ -48,3 +48,12 @@ def test_what_the_chip_cannot_run(on_chip):
 def test_no_such_backend():
     with pytest.raises(ValueError, match="hopper, triton, reference, not 'cutlass'"):
         use_backend("cutlass").__enter__()
+
+
+def test_what_wants_a_gradient_goes_through_the_dispatcher():
+    """Which warns that there is none, instead of losing it without a word."""
+    x, scale = torch.ones(2, 4), torch.ones(2, requires_grad=True)
+    assert registration._is_watched(x, (None, scale, 8))
+    assert not registration._is_watched(x, (None, scale.detach(), 8))
+    with torch.no_grad():
+        assert not registration._is_watched(x, (None, scale, 8))

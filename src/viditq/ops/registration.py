@@ -81,15 +81,18 @@ def register_op(
 
     def call(x: Tensor, *rest: Any) -> Any:
         # The way through the dispatcher takes the processor as long as the rest of a launch.
-        if torch.compiler.is_compiling() or not x.is_cuda or _is_watched(x):
+        if torch.compiler.is_compiling() or not x.is_cuda or _is_watched(x, rest):
             return operator(x, *rest)
         return on_cuda(x, *rest)
 
     return call
 
 
-def _is_watched(x: Tensor) -> bool:
-    """Whether anything but plain computation is to happen: tracing, subclasses, dispatch modes."""
+def _is_watched(x: Tensor, rest: tuple[Any, ...]) -> bool:
+    """Whether anything but plain computation is to happen: gradients, which the dispatcher warns
+    that there are none of, tracing, subclasses, dispatch modes."""
+    if torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in (x, *rest)):
+        return True
     return (
         type(x) not in (Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
