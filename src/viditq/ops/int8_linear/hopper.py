@@ -30,7 +30,7 @@ GROUP = 8
 @cache
 def layout(rows: int, columns: int, kind: gl.dtype = gl.int8) -> gl.NVMMASharedLayout:
     """How a box of (rows, columns) lies in shared memory."""
-    return gl.NVMMASharedLayout.get_default_for([rows, columns], kind)
+    return gl.NVMMASharedLayout.get_default_for([rows, columns], kind)  # pyright: ignore[reportReturnType]
 
 
 class _Address:
