@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from checks import refuses
 from viditq.errors import PlanError
-from viditq.plan import ROLES, LayerPlan, Plan, Recipe, Rule, list_presets, load_recipe
+from viditq.plan import ROLES, LayerPlan, Plan
+from viditq.recipe import Recipe, Rule, list_methods, list_presets, load_recipe
 
 NAMES = {
     "blocks.0.to_q": "self_attn.qkv",

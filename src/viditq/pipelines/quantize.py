@@ -25,10 +25,11 @@ from viditq.files import atomic_directory, check_replaceable
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from viditq.pipelines.record import DEFAULT_KEPT_STEPS, record
 from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve, stored_dtype
-from viditq.plan import Plan, load_recipe
+from viditq.plan import Plan
 from viditq.planning import make_plan
 from viditq.progress import Track, quiet
 from viditq.prompts import read_prompts
+from viditq.recipe import Recipe, load_recipe
 from viditq.zoo import catalog
 
 __all__ = ["calibration_prompts", "quantize"]
@@ -45,7 +46,7 @@ def quantize(
     source: str | Path,
     out: str | Path,
     *,
-    preset: str | Path = "w8a8",
+    preset: str | Path | Recipe = "w8a8",
     prompts: Sequence[str] | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -61,7 +62,7 @@ def quantize(
     Args:
         source: bundled name, directory in diffusers layout, or hub id.
         out: directory to write; must be new or empty, or an earlier output with ``overwrite``.
-        preset: name of a recipe that comes with viditq, or a TOML file.
+        preset: a recipe, its name (:func:`viditq.load_recipe`), or a TOML file.
         prompts: for calibration; by default some that come with viditq.
         device: ``cpu`` or ``cuda``.
         seed: of the calibration noise.
@@ -81,7 +82,7 @@ def quantize(
     """
     out = Path(out)
     check_replaceable(out, marker=MARKER, overwrite=overwrite)
-    recipe = load_recipe(preset)
+    recipe = preset if isinstance(preset, Recipe) else load_recipe(preset)
     folder = resolve(source)
     index = read_index(folder)
     if checkpoint.is_quantized(folder / TRANSFORMER):

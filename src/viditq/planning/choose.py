@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from viditq.convert import balance_for, check_finite, group_layers, linear_named, quantize_readers
 from viditq.errors import PlanError
 from viditq.models import adapter_for
-from viditq.plan import LayerPlan, Plan, Recipe
+from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
+from viditq.recipe import Recipe
 from viditq.stats import LayerStats, stats_of
 
 __all__ = ["make_plan"]
