@@ -16,9 +16,15 @@ from torch import Tensor, nn
 
 import viditq
 from viditq import checkpoint
-from viditq.calibration import CalibrationSet, model_fingerprint, move, observe
+from viditq.calibration import (
+    CalibrationSet,
+    model_fingerprint,
+    move,
+    observe,
+    observe_gradients,
+)
 from viditq.checkpoint import Provenance
-from viditq.convert import check_finite, quantize_
+from viditq.convert import check_finite, needs_gradients, quantize_
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
@@ -118,8 +124,13 @@ def quantize(
     fingerprint = model_fingerprint(model)
     stats = observe(model, recorded, stats_folder, track=track)
     plan = make_plan(model, recipe, stats, track=track)
+    gradients = None
+    if layers := needs_gradients(plan):
+        gradients = observe_gradients(
+            model, recorded, work / "gradients", layers=layers, track=track
+        )
     reference = _outputs(model, recorded)
-    diagnostics = quantize_(model, plan, stats, track=track)
+    diagnostics = quantize_(model, plan, stats, gradients, track=track)
     measured = _measure(reference, _outputs(model, recorded), diagnostics)
     info = recorded.info
     provenance = Provenance(
