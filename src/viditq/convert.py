@@ -77,7 +77,8 @@ def quantize_(
     """
     infos = planned_layers(model, plan)
     check_finite(model)
-    if missing := set(needs_gradients(plan)) - set(gradients or {}):
+    needed = needs_gradients({name: [layer] for name, layer in plan.layers.items()})
+    if missing := set(needed) - set(gradients or {}):
         raise CalibrationError(
             f"{min(missing)} is to be rounded two-sidedly, and there are no gradients of it; give "
             f"what observe_gradients returns."
@@ -286,9 +287,13 @@ def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
 
 
-def needs_gradients(plan: Plan) -> list[str]:
-    """The layers whose rounding needs the gradients at their outputs."""
-    return [name for name, layer in plan.layers.items() if layer.rounding == "two_sided"]
+def needs_gradients(candidates: Mapping[str, Sequence[LayerPlan]]) -> list[str]:
+    """The layers whose rounding may need the gradients at their outputs."""
+    return [
+        name
+        for name, plans in candidates.items()
+        if any(plan.rounding == "two_sided" for plan in plans)
+    ]
 
 
 def group_layers(infos: Iterable[LayerInfo]) -> dict[str, list[LayerInfo]]:

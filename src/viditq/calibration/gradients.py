@@ -3,8 +3,9 @@
 For each recorded call the model's output is multiplied by random numbers and differentiated; the
 gradient that arrives at a layer's output says how much the model would change with it. Its second
 moment (K-FAC's factor of the output, arXiv 1503.05671) is what :mod:`viditq.quantizers.two_sided`
-weighs errors with. Every call counts the same at each layer: late steps, at which the network's
-output is steeper by an order of magnitude, would decide alone otherwise.
+weighs errors with, and planning. A call counts relative to the gradient that it has at the last
+layer: late steps, at which the network's output is steeper by an order of magnitude, would decide
+alone otherwise. Layers keep their proportions to each other.
 
 Moments are taken in batches that fit into memory, each one pass over the set, forward and backward
 with checkpointed activations; finished layers are on disk at once. Only what the sampler uses of
@@ -82,10 +83,13 @@ def _moments(
 ) -> dict[str, Tensor]:
     """One pass over the calibration set."""
     parameter = next(model.parameters())
-    gatherers = {info.name: _Gatherer(info.out_features, parameter.device) for info in infos}
+    level = _Level()
+    gatherers = {info.name: _Gatherer(info.out_features, level, parameter.device) for info in infos}
+    last = list(adapter_for(model).layers(model))[-1]
+    # The last layer's gradient comes first, and of two hooks on it the one that is there first.
     handles = [
         model.get_submodule(name).register_forward_hook(gatherer.see)
-        for name, gatherer in gatherers.items()
+        for name, gatherer in ((last, level), *gatherers.items())
     ]
     generator = torch.Generator().manual_seed(0)
     try:
@@ -125,21 +129,38 @@ def _used(model: Any, output: Tensor) -> Tensor:
     return output.chunk(2, dim=1)[0] if out and out == 2 * channels else output
 
 
-class _Gatherer:
-    """Accumulates the gradient's second moment at one layer's output."""
-
-    def __init__(self, features: int, device: torch.device) -> None:
-        self._sum = torch.zeros(features, features, device=device)
-        self._calls = 0
+class _Watcher:
+    """A forward hook that is told the gradient at one layer's output."""
 
     def see(self, module: nn.Module, arguments: object, output: Tensor) -> None:  # noqa: ARG002
         if not output.requires_grad:  # nothing before this layer is differentiated
             output.requires_grad_(True)
-        output.register_hook(self._add)
+        output.register_hook(self.add)
 
-    def _add(self, gradient: Tensor) -> None:
+    def add(self, gradient: Tensor) -> None:
+        raise NotImplementedError
+
+
+class _Level(_Watcher):
+    """Of the current call: the squared gradient at the last layer."""
+
+    value: Tensor
+
+    def add(self, gradient: Tensor) -> None:
+        self.value = gradient.float().square().sum()
+
+
+class _Gatherer(_Watcher):
+    """Accumulates the gradient's second moment at one layer's output."""
+
+    def __init__(self, features: int, level: _Level, device: torch.device) -> None:
+        self._level = level
+        self._sum = torch.zeros(features, features, device=device)
+        self._calls = 0
+
+    def add(self, gradient: Tensor) -> None:
         rows = gradient.reshape(-1, self._sum.shape[0]).float()
-        level = rows.square().sum()
+        level = self._level.value
         self._sum += torch.where(level > 0, rows.T @ rows / level, 0.0)
         self._calls += 1
 
