@@ -91,8 +91,8 @@ class Analysis(BaseModel):
         shares = {name: layer.static_share for name, layer in self.layers.items()}
         least = min(shares, key=lambda name: shares[name])
         said.append(
-            f"static share: {_percent(median(shares.values()))} of the channel pattern is the same at "
-            f"every step in the median layer, least {_percent(shares[least])} ({least})"
+            f"static share: {_percent(median(shares.values()))} of the channel pattern is the same "
+            f"at every step in the median layer, least {_percent(shares[least])} ({least})"
         )
         every = Variation.median(list(self.layers.values())).incoherence
         said.append(_incoherence_sentence("token", every.token))

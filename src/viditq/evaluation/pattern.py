@@ -41,7 +41,7 @@ class ChannelPattern:
 
     @property
     def static_share(self) -> float:
-        """Share of the pattern's variance that is the same at every step, 0..1; 1 if all is flat."""
+        """Share of the variance that is the same at every step, 0..1; 1 if all is flat."""
         static = self.static.square().sum().item() * len(self.dynamic)
         dynamic = self.dynamic.square().sum().item()
         flat = static + dynamic <= 1e-12 * self.dynamic.numel()

@@ -1,4 +1,4 @@
-"""Plots of how layer inputs vary and what balancing changes, as PNG files; no number is made here."""
+"""Plots, as PNG files: how layer inputs vary and what balancing changes. No number is made here."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from viditq.evaluation.incoherence import Incoherence
 from viditq.evaluation.variation import LayerVariation, Profile
@@ -50,7 +50,7 @@ def summary(title: str, layers: Mapping[str, LayerVariation]) -> bytes:
     share.set_xlim(0, 104)
     share.set_xticks(range(0, 101, 25))
     share.xaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
-    _tidy(share, "of the channels' pattern\nthe same at every step")
+    _tidy(share, "static share: channel pattern\nthat is the same at every step")
     panels[0].set_yticks(range(len(roles)), list(roles))
     panels[0].invert_yaxis()
     figure.suptitle(
@@ -118,7 +118,6 @@ def layer(name: str, variation: LayerVariation, profile: Profile) -> bytes:
     for index, label in enumerate(("without prompt", "with prompt")[: profile.conditions.shape[1]]):
         values = profile.conditions[:, index].numpy()
         condition.plot(steps, values, color=colours[index], label=label)
-    condition.set_xlabel("step")
     if variation.condition is None:
         _tidy(condition, "one condition only")
     else:
@@ -126,7 +125,6 @@ def layer(name: str, variation: LayerVariation, profile: Profile) -> bytes:
         _tidy(condition, f"conditions: {variation.condition:.2f}×")
 
     timestep.plot(steps, profile.conditions.amax(dim=1).numpy(), color=_BLUE)
-    timestep.set_xlabel("step")
     _tidy(timestep, f"timesteps: {variation.timestep:.2f}×")
 
     for index, colour, label in ((0, _BLUE, "first step"), (-1, _ORANGE, "last step")):
@@ -141,6 +139,9 @@ def layer(name: str, variation: LayerVariation, profile: Profile) -> bytes:
         axes.set_ylabel("largest |input|", fontsize=8)
     _pattern(pattern, profile, variation.static_share)
     _by_step(balanced, profile, variation.incoherence)
+    for axes in (condition, timestep, balanced):
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{name} ({variation.role})", x=0.01, ha="left")
     return _png(figure)
 
@@ -167,7 +168,7 @@ def _pattern(axes: Axes, profile: Profile, share: float) -> None:
     axes.set_xlabel("channel, largest first")
     axes.set_ylabel("of the step's level", fontsize=8)
     axes.legend(frameon=False, fontsize=8)
-    _tidy(axes, f"channel pattern: {100 * share:.0f} % the same at every step")
+    _tidy(axes, f"channel pattern: static share {100 * share:.0f} %")
 
 
 def _by_step(axes: Axes, profile: Profile, incoherence: Incoherence) -> None:
@@ -176,7 +177,6 @@ def _by_step(axes: Axes, profile: Profile, incoherence: Incoherence) -> None:
         values = [getattr(step, way) for step in incoherence.token_by_step]
         axes.plot(profile.steps.numpy(), values, color=colour, label=label)
     axes.set_ylim(bottom=1, top=axes.get_ylim()[1] * 1.35)
-    axes.set_xlabel("step")
     axes.set_ylabel("max / mean |input|", fontsize=8)
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
     _tidy(axes, "incoherence of the median token")
