@@ -92,6 +92,7 @@ def test_analyze(viditq, float_pipeline, prompt_file, tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert "timestep:" in result.stdout
+    assert "static share:" in result.stdout
     assert json.loads((tmp_path / "a.json").read_text())["num"] == 1
 
 
