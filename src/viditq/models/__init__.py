@@ -6,13 +6,31 @@ from viditq.errors import PipelineError
 from viditq.models.adapter import Adapter, LayerInfo
 from viditq.models.cogvideox import COGVIDEOX
 from viditq.models.flux import FLUX
+from viditq.models.flux2 import FLUX2
+from viditq.models.hunyuan_video import HUNYUAN_VIDEO
 from viditq.models.latte import LATTE
+from viditq.models.ltx import LTX
 from viditq.models.pixart import PIXART
+from viditq.models.qwen_image import QWEN_IMAGE
+from viditq.models.sana import SANA
+from viditq.models.sd3 import SD3
 from viditq.models.wan import WAN
 
 __all__ = ["ADAPTERS", "Adapter", "LayerInfo", "adapter_for", "adapter_named"]
 
-ADAPTERS = (PIXART, LATTE, FLUX, WAN, COGVIDEOX)
+ADAPTERS = (
+    PIXART,
+    LATTE,
+    FLUX,
+    FLUX2,
+    SD3,
+    SANA,
+    QWEN_IMAGE,
+    WAN,
+    COGVIDEOX,
+    HUNYUAN_VIDEO,
+    LTX,
+)
 
 
 def adapter_named(class_name: str) -> Adapter:
