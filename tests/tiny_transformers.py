@@ -10,7 +10,7 @@ from torch import nn
 
 import tiny
 
-__all__ = ["CASES", "Case"]
+__all__ = ["CASES", "WITHOUT_ADAPTER", "Case", "float_part"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class Case:
             **self.arguments(),
             "return_dict": False,
         }
+
+
+def float_part(name: str) -> str:
+    """The part of the model that a layer belongs to; of a block, which part of that."""
+    first, *rest = name.split(".")
+    return ".".join(rest[1:]) if first.endswith("blocks") else first
 
 
 SIZE = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2}
@@ -208,6 +214,46 @@ CASES = {
             "timestep": torch.tensor([0.5, 0.3]),
             "encoder_hidden_states_mask": padded()["encoder_attention_mask"],
             "img_shapes": [[[1, 4, 4]]] * 2,
+        },
+    ),
+}
+
+# By class: what viditq knows of them is guessed.
+WITHOUT_ADAPTER = {
+    "AuraFlowTransformer2DModel": Case(
+        lambda: diffusers.AuraFlowTransformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_mmdit_layers=2,
+            num_single_dit_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=32,
+            pos_embed_max_size=16,
+        ),
+        JOINT_FLOAT | {"time_step_proj", "context_embedder", "pos_embed"},
+        arguments=lambda: {"timestep": torch.tensor([0.5, 0.3])},
+    ),
+    "Lumina2Transformer2DModel": Case(
+        lambda: diffusers.Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(16, 16, 16),
+            cap_feat_dim=16,
+        ),
+        # Of the blocks in the first two, the modulation.
+        {"layers", "noise_refiner", "x_embedder", "time_caption_embed", "norm_out"},
+        arguments=lambda: {
+            "timestep": torch.tensor([0.5, 0.3]),
+            "encoder_attention_mask": padded()["encoder_attention_mask"].bool(),
         },
     ),
 }

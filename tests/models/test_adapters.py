@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from checks import refuses
-from tiny_transformers import CASES, Case
+from tiny_transformers import CASES, Case, float_part
 from viditq.errors import PipelineError
 from viditq.models import ADAPTERS, adapter_for, adapter_named
 from viditq.plan import ROLES
@@ -32,12 +32,6 @@ def test_every_linear_of_every_block_has_a_role_and_nothing_else(model, case):
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert set(layers) <= linears
     assert {float_part(name) for name in linears - set(layers)} == case.float_parts
-
-
-def float_part(name: str) -> str:
-    """The part of the model that a layer belongs to; of a block, which part of that."""
-    first, *rest = name.split(".")
-    return ".".join(rest[1:]) if first.endswith("blocks") else first
 
 
 def test_facts_about_each_layer(model):

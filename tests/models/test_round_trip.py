@@ -1,10 +1,13 @@
-"""Every family can be quantized, saved and loaded, and computes nearly what it did in float."""
+"""Every family can be quantized, saved and loaded, and computes nearly what it did in float.
+
+So can classes without adapter: who loads the checkpoint guesses what who saved it guessed.
+"""
 
 import pytest
 import torch
 from torch import nn
 
-from tiny_transformers import CASES
+from tiny_transformers import CASES, WITHOUT_ADAPTER
 from viditq import checkpoint
 from viditq.calibration import CalibrationInfo, CalibrationSet, model_fingerprint, observe
 from viditq.convert import quantize_
@@ -52,13 +55,14 @@ def output(model, inputs) -> torch.Tensor:
     return model(**inputs)[0]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *WITHOUT_ADAPTER])
 def test_quantized_saved_and_loaded(name, tmp_path):
-    case = CASES[name]
+    case = (CASES | WITHOUT_ADAPTER)[name]
     model, inputs = loud(case.model()), case.inputs(seed=len(STEPS))
     reference = output(model, inputs)
     stats = observe(model, recorded(model, case, tmp_path / "recorded"), tmp_path / "stats")
     plan = make_plan(model, load_recipe("w8a8"), stats)
+    assert plan.model == (f"guessed:{name}" if name in WITHOUT_ADAPTER else name.split(",")[0])
     layers = adapter_for(model).layers(model)
     diagnostics = quantize_(model, plan, stats)
     assert set(diagnostics) == set(layers)

@@ -1,7 +1,7 @@
 """Sana: one list of blocks, each with linear self-attention, cross-attention and a feed-forward.
 
-The feed-forward is three convolutions; it stays float, and with it nearly half of a block's weights.
-Attention without softmax changes nothing for the layers around it.
+The feed-forward is three convolutions; it stays float, and with it nearly half of the weights of a
+block. Attention without softmax changes nothing for the layers around it.
 """
 
 from viditq.models.adapter import Adapter
