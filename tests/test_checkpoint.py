@@ -316,11 +316,11 @@ class TestDamagedConfig:
 
     def test_unknown_field_of_the_plan(self, folder):
         def change(entry):
-            entry["plan"]["groups"][0]["zero_point"] = True
+            entry["plan"]["groups"][0]["zero_points"] = True
             return entry
 
         edit_entry(folder, change)
-        with refuses(PlanError, "config.json", "zero_point", "unknown field"):
+        with refuses(PlanError, "config.json", "zero_points", "unknown field"):
             checkpoint.load(folder)
 
     def test_a_plan_for_a_larger_model(self, folder):

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from viditq.graphs import capture_, release_
     from viditq.nn import QuantLinear
     from viditq.pipelines import generate, load, quantize, record, register
-    from viditq.plan import LayerPlan, Plan, Recipe, list_presets, load_recipe
+    from viditq.plan import LayerPlan, Plan
     from viditq.planning import make_plan
+    from viditq.recipe import Recipe, list_methods, list_presets, load_recipe
     from viditq.stats import CalibrationStats
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "fuse_",
     "generate",
     "inspect",
+    "list_methods",
     "list_presets",
     "load",
     "load_recipe",
@@ -79,16 +81,17 @@ _HOMES = {
     "Plan": "plan",
     "PlanError": "errors",
     "QuantLinear": "nn",
-    "Recipe": "plan",
+    "Recipe": "recipe",
     "ViditqError": "errors",
     "capture_": "graphs",
     "compare": "evaluation",
     "fuse_": "blocks",
     "generate": "pipelines",
     "inspect": "checkpoint",
-    "list_presets": "plan",
+    "list_methods": "recipe",
+    "list_presets": "recipe",
     "load": "pipelines",
-    "load_recipe": "plan",
+    "load_recipe": "recipe",
     "make_plan": "planning",
     "observe": "calibration",
     "quantize": "pipelines",

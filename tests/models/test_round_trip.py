@@ -14,8 +14,8 @@ from viditq.convert import quantize_
 from viditq.diagnostics import sqnr_db
 from viditq.models import adapter_for
 from viditq.nn import QuantLinear
-from viditq.plan import load_recipe
 from viditq.planning import make_plan
+from viditq.recipe import load_recipe
 
 STEPS = (0, 1, 2)
 # Of the output, on a call that calibration has not seen.

@@ -9,8 +9,9 @@ from synthetic import statistics, tokens
 from viditq.convert import balance_for, group_layers, linear_named, quantize_readers
 from viditq.errors import CalibrationError, PipelineError, PlanError
 from viditq.models import adapter_for
-from viditq.plan import LayerPlan, Recipe, list_presets, load_recipe
+from viditq.plan import LayerPlan
 from viditq.planning import make_plan
+from viditq.recipe import Recipe, list_presets, load_recipe
 
 
 @pytest.fixture(params=["pixart", "latte", "odd"])

@@ -11,10 +11,10 @@ an input; without one each layer has its own, which costs time in calibration an
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -73,25 +73,32 @@ def _roles(transformer: nn.Module) -> dict[str, dict[str, str]]:
     """For each list of blocks, outermost lists first, the role of each layer by its local name."""
     found: dict[str, dict[str, str]] = {}
     for name, module in transformer.named_modules():
-        if (
-            not isinstance(module, nn.ModuleList)
-            or len({type(block).__name__ for block in module}) != 1
-        ):
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if inside or not _is_repeated(module) or _has(_words(name), _FLOAT):
             continue
-        if any(name.startswith(f"{outer}.") for outer in found) or _has(_words(name), _FLOAT):
-            continue
-        linears = {
-            local: linear
-            for block in module
-            for local, linear in block.named_modules()
-            # Its weight is read by its parent, which never calls it.
-            if isinstance(linear, nn.Linear)
-            and not isinstance(linear, NonDynamicallyQuantizableLinear)
-        }
-        guesses = {local: _role(name, local, linear) for local, linear in linears.items()}
+        guesses = {local: _role(name, local, linear) for local, linear in _linears(module)}
         if roles := {local: role for local, role in guesses.items() if role is not None}:
             found[name] = roles
     return found
+
+
+def _is_repeated(module: nn.Module) -> TypeGuard[nn.ModuleList]:
+    """Whether ``module`` is a list of blocks of one class; a fused block is called as its twin."""
+    if not isinstance(module, nn.ModuleList) or None in list(module):
+        return False
+    return len({type(block).__name__ for block in module}) == 1
+
+
+def _linears(blocks: nn.ModuleList) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers of each block that are called as layers."""
+    for block in blocks:
+        for local, module in block.named_modules():
+            # torch's own attention reads the weight of its output projection and calls nothing.
+            if (
+                isinstance(module, nn.Linear)
+                and type(module) is not NonDynamicallyQuantizableLinear
+            ):
+                yield local, module
 
 
 def _role(blocks: str, local: str, linear: nn.Linear) -> str | None:

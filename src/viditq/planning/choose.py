@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from viditq.convert import balance_for, check_finite, group_layers, linear_named, quantize_readers
 from viditq.errors import PlanError
 from viditq.models import adapter_for
-from viditq.plan import LayerPlan, Plan, Recipe
+from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
+from viditq.recipe import Recipe
 from viditq.stats import LayerStats, stats_of
 
 __all__ = ["make_plan"]
@@ -55,11 +56,11 @@ def make_plan(
 
 def _joint_options(candidates: list[list[LayerPlan]]) -> list[list[LayerPlan]]:
     """One plan for each reader of an input, for every balance that all of them allow."""
-    by_balance = [{(p.smooth, p.hadamard): p for p in own} for own in candidates]
+    by_choice = [{(p.balance, p.group, p.rank): p for p in own} for own in candidates]
     options = [
-        [own[balance] for own in by_balance]
-        for balance in by_balance[0]
-        if all(balance in own for own in by_balance)
+        [own[choice] for own in by_choice]
+        for choice in by_choice[0]
+        if all(choice in own for own in by_choice)
     ]
     if not options:
         raise PlanError("The recipe gives layers that read the same input different balancing.")
