@@ -6,8 +6,9 @@ from torch import nn
 
 from checks import refuses
 from tiny_transformers import CASES, Case, float_part
-from viditq.errors import PipelineError
-from viditq.models import ADAPTERS, adapter_for, adapter_named
+from viditq import models
+from viditq.errors import InputError, PipelineError
+from viditq.models import ADAPTERS, Adapter, adapter_for, adapter_named, register_adapter
 from viditq.plan import ROLES
 
 
@@ -110,3 +111,30 @@ def test_a_class_of_that_name_with_other_parts():
 
     with refuses(PipelineError, "PixArtTransformer2DModel", "'transformer_blocks'"):
         adapter_for(impostor := PixArtTransformer2DModel()).layers(impostor)
+
+
+def adapter(roles: dict[str, str], shared: tuple[tuple[str, ...], ...] = ()) -> Adapter:
+    return Adapter("mine", "MyTransformer", "image", {"blocks": roles}, shared)
+
+
+def test_a_role_that_there_is_not():
+    with refuses(InputError, "'mine'", "'to_q'", "'attention'", *ROLES):
+        adapter({"to_q": "attention"})
+
+
+@pytest.mark.parametrize("shared", [(("q", "v"),), (("q", "k"), ("q", "k")), (("q", "q"),)])
+def test_shared_inputs_of_layers_without_role_or_in_two_groups(shared):
+    with refuses(InputError, "'mine'", "share an input"):
+        adapter({"q": "self_attn.qkv", "k": "self_attn.qkv"}, shared)
+
+
+def test_one_of_ones_own_takes_the_place_of_any_other(monkeypatch):
+    monkeypatch.setattr(models, "_BY_CLASS", dict(models._BY_CLASS))
+    register_adapter(mine := adapter({"to_q": "self_attn.qkv"}))
+    register_adapter(other := adapter({"to_k": "self_attn.qkv"}))
+    assert mine != other
+    assert adapter_named("MyTransformer") is other
+    layer = nn.ModuleDict({"to_q": nn.Linear(3, 4), "to_k": nn.Linear(5, 6)})
+    model = type("MyTransformer", (nn.Module,), {})()
+    model.blocks = nn.ModuleList([layer])
+    assert list(adapter_for(model).layers(model)) == ["blocks.0.to_k"]

@@ -99,6 +99,81 @@ class MadeUpTransformer(nn.Module):
         return self.proj_out(x)
 
 
+# List of blocks, name of a layer in them, features in and out, its role.
+NAMED = [
+    ("blocks", "attn.qkv", 8, 24, "self_attn.qkv"),
+    ("blocks", "self_attention.to_query", 8, 8, "self_attn.qkv"),
+    ("blocks", "attn1.wk", 8, 8, "self_attn.qkv"),
+    ("blocks", "attn.add_v_proj", 8, 8, "self_attn.qkv"),
+    ("blocks", "attn.o_proj", 8, 8, "self_attn.out"),
+    ("blocks", "attn.to_add_out", 8, 8, "self_attn.out"),
+    ("blocks", "attn.proj", 8, 8, "self_attn.out"),
+    ("blocks", "attn2.to_q", 8, 8, "cross_attn.q"),
+    ("blocks", "cross_attn.kv_linear", 8, 16, "cross_attn.kv"),
+    ("blocks", "crossattention.value", 8, 8, "cross_attn.kv"),
+    ("blocks", "attn2.to_out.0", 8, 8, "cross_attn.out"),
+    ("temporal_blocks", "attn.to_k", 8, 8, "temporal_attn.qkv"),
+    ("blocks", "temporal_attn.out_proj", 8, 8, "temporal_attn.out"),
+    ("blocks", "mlp.fc1", 8, 32, "ffn.up"),
+    ("blocks", "mlp.fc2", 32, 8, "ffn.down"),
+    ("blocks", "feed_forward.w3", 8, 32, "ffn.up"),
+    ("blocks", "ff.gate_proj", 8, 32, "ffn.up"),
+    # Called second, but it widens: the other half of a gated feed-forward.
+    ("blocks", "ff.linear_2", 8, 32, "ffn.up"),
+    ("blocks", "ffn.fc1", 8, 8, "ffn.up"),
+    ("blocks", "ffn.fc2", 8, 8, "ffn.down"),
+    ("single_blocks", "proj_mlp", 8, 32, "ffn.up"),
+    ("single_blocks", "proj_out", 40, 8, "ffn.down"),
+    ("single_blocks", "proj_out", 8, 8, "self_attn.out"),
+]
+STAY_FLOAT = [
+    ("blocks", "norm1.linear", 8, 48),
+    ("blocks", "adaLN_modulation.1", 8, 48),
+    ("blocks", "img_mod.1", 8, 48),
+    ("blocks", "attn.time_embed.to_q", 8, 8),
+    ("blocks", "attn.gate_proj", 8, 2),
+    ("blocks", "mlp.gate", 8, 4),
+    ("blocks", "mlp.experts.0.fc1", 8, 32),
+    ("blocks", "attn.to_q.lora_A.default", 8, 4),
+    ("blocks", "linear", 8, 8),
+    ("caption_embedder.blocks", "attn.to_q", 8, 8),
+]
+
+
+def with_layer(blocks: str, local: str, k: int, n: int) -> nn.Module:
+    """A model with one layer more than a key in each of two blocks."""
+
+    def block() -> nn.Module:
+        block = nn.Module()
+        nested(block, "own.to_k", nn.Linear(8, 8))
+        nested(block, local, nn.Linear(k, n))
+        return block
+
+    model = nn.Module()
+    nested(model, blocks, nn.ModuleList([block(), block()]))
+    nested(model, "layers", nn.ModuleList([block(), block()]))
+    return model
+
+
+def nested(model: nn.Module, name: str, module: nn.Module) -> None:
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(model, part):
+            model.add_module(part, nn.Module())
+        model = getattr(model, part)
+    model.add_module(last, module)
+
+
+@pytest.mark.parametrize(("blocks", "local", "k", "n", "role"), NAMED)
+def test_roles_by_name(blocks, local, k, n, role):
+    assert guess_adapter(with_layer(blocks, local, k, n)).roles[blocks][local] == role
+
+
+@pytest.mark.parametrize(("blocks", "local", "k", "n"), STAY_FLOAT)
+def test_what_stays_float_by_name(blocks, local, k, n):
+    assert local not in guess_adapter(with_layer(blocks, local, k, n)).roles.get(blocks, {})
+
+
 def test_a_made_up_class():
     model = MadeUpTransformer()
     guessed = guess_adapter(model)

@@ -44,7 +44,7 @@ class Adapter:
 
     Attributes:
         name: of the family.
-        transformer: class name in diffusers.
+        transformer: name of its class.
         kind: what the pipelines make, ``image`` or ``video``.
         roles: for each list of blocks (its name in the transformer), the role of each linear
             layer, by its name within the block, in forward order.

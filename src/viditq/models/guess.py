@@ -3,7 +3,7 @@
 Blocks are what repeats: lists of modules of one class with linear layers inside. A layer's role is
 read from the words of its name (``attn2.to_k`` is a key of cross-attention), that of a feed-forward
 also from its shape: the first layer widens, the last one narrows. Modulation, norms, embedders,
-routers and experts stay float, and so does what the words say nothing about.
+routers, experts and LoRAs stay float, and so does what the words say nothing about.
 
 Names do not tell which layers read the same tensor. That can only be seen in a run: given one,
 layers that were handed the very same object, unchanged in between, in every block that ran, share
@@ -26,7 +26,7 @@ from viditq.models.adapter import Adapter
 __all__ = ["guess_adapter"]
 
 _FLOAT = re.compile(
-    r"\w*norm|ada|adaln|mod|modulation|embed\w*|time\w*|temb|pos|scale|shift|routers?|experts?"
+    r"\w*norm|ada|adaln|mod|modulation|embed\w*|time\w*|temb|pos|scale|shift|routers?|experts?|lora"
 )
 _ATTENTION = re.compile(r"\w*attn|attention")
 _FEED_FORWARD = re.compile(r"ff|ffn|mlp|feed|feedforward")
