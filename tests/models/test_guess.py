@@ -204,6 +204,22 @@ def test_one_object_with_other_content_is_another_input(inference):
     assert "unused_to_q" not in guessed.roles["layers"]
 
 
+def test_inputs_made_in_inference_mode():
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            names = ("to_q", "to_k")
+            self.layers = nn.ModuleList([nn.ModuleDict({n: nn.Linear(4, 4) for n in names})])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers[0]["to_q"](x) + self.layers[0]["to_k"](x)
+
+    model = Plain()
+    with torch.inference_mode():
+        x = torch.randn(2, 4)
+    assert guess_adapter(model, lambda: model(x)).shared_inputs == (("to_q", "to_k"),)
+
+
 def test_a_run_that_reaches_nothing():
     with refuses(PipelineError, "MadeUpTransformer"):
         guess_adapter(MadeUpTransformer(), lambda: None)

@@ -166,10 +166,12 @@ class _Reads:
     def _number(self, block: str, x: Tensor) -> int:
         if block != self._block:
             self._block, self._held = block, []
+        # An inference tensor counts no versions, and nothing may write to it here.
+        own = 0 if x.is_inference() else x._version
         for number, (tensor, version) in enumerate(self._held):
-            if tensor is x and version == x._version:
+            if tensor is x and version == own:
                 return number
-        self._held.append((x, x._version))
+        self._held.append((x, own))
         return len(self._held) - 1
 
 
