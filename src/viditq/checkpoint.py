@@ -22,7 +22,7 @@ from viditq import blocks
 from viditq.diagnostics import LayerDiagnostics
 from viditq.errors import CheckpointError
 from viditq.files import write_atomic
-from viditq.models import adapter_for, adapter_named
+from viditq.models import adapter_for
 from viditq.nn import EXACT_TENSORS, QuantLinear, replace_
 from viditq.plan import Plan, validation_sentence
 
@@ -190,11 +190,12 @@ def _quantized_without_storage(folder: Path) -> tuple[Any, QuantizationConfig, P
     path, name = folder / CONFIG, raw.get("_class_name")
     if not isinstance(name, str):
         raise CheckpointError(f"{path} does not say which class the model is (_class_name).")
-    adapter_named(name)
     plan = Plan.from_json(config.plan, where=str(path))
     try:
         with init_empty_weights():
             model = getattr(diffusers, name).from_config(raw)
+            if not isinstance(model, nn.Module):
+                raise TypeError("it is no model")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} describes no {name} that can be made ({reason}).") from error

@@ -35,7 +35,7 @@ def test_inspect(viditq, quantized, tmp_path):
     result = viditq("inspect", quantized / "w8a8-naive", "--json", tmp_path / "inspect.json")
     assert result.exit_code == 0
     assert "ffn.down" in result.stdout
-    assert "PixArtTransformer2DModel" in result.stdout
+    assert "PixArtTransformer2DModel, adapter pixart, recipe w8a8-naive" in result.stdout
     told = json.loads((tmp_path / "inspect.json").read_text())
     assert len(told["layers"]) == told["num_layers"] == 20
 

@@ -67,7 +67,7 @@ def build(
 
 
 def block_linears(model: nn.Module) -> dict[str, LayerInfo]:
-    """The layers that viditq quantizes; none if the model has no adapter."""
+    """The layers that viditq quantizes; none without an adapter, known or guessed."""
     try:
         return adapter_for(model).layers(model)
     except PipelineError:
