@@ -139,6 +139,11 @@ def _watch(
         for handle in handles:
             handle.remove()
     for name, watcher in watchers.items():
+        if not watcher.count:
+            raise CalibrationError(
+                f"{name} was not called by any recorded call; leave it out of its adapter "
+                f"(docs/adding-a-model.md)."
+            )
         if not torch.isfinite(watcher.second_moment).all():
             raise CalibrationError(
                 f"The input of {name} is not finite on the calibration set; the float pipeline "

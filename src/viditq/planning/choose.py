@@ -38,8 +38,8 @@ def make_plan(
         model: the float transformer.
         recipe: rules; where a field lists candidates, the measured output error decides.
         stats: calibration statistics by layer name.
-        gradients: second moments of the gradients at the outputs, by layer name, of all layers or
-            of none.
+        gradients: second moments of the gradients at the outputs, by layer name; an input is
+            judged by them if they are there for all its readers.
         track: shows progress.
     """
     adapter = adapter_for(model)
@@ -57,8 +57,11 @@ def make_plan(
             linears = [linear_named(model, info.name) for info in group]
             layer_stats = stats_of(stats, name, group[0].in_features)
             layer_stats = layer_stats.to(linears[0].weight.device)
-            own = None if gradients is None else [gradients[info.name] for info in group]
-            best = min(options, key=lambda plans: _output_error(linears, plans, layer_stats, own))
+            own = [g for info in group if gradients and (g := gradients.get(info.name)) is not None]
+            weights = own if len(own) == len(group) else None
+            best = min(
+                options, key=lambda plans: _output_error(linears, plans, layer_stats, weights)
+            )
         chosen |= {info.name: plan for info, plan in zip(group, best, strict=True)}
     return Plan(model=adapter.name, recipe=recipe.name, layers=chosen)
 
