@@ -83,6 +83,11 @@ class Result(FloatResult):
     size_bytes: int
     float_size_bytes: int
 
+    @property
+    def psnr_by_seed(self) -> tuple[float, ...]:
+        """PSNR of each sample in dB, in the order of the seeds."""
+        return tuple(row.psnr_db or 0.0 for row in self.samples)
+
 
 class Provenance(_Value):
     """What made the numbers: enough to make them again."""

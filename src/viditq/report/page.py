@@ -93,7 +93,7 @@ def _section(comparison: Comparison) -> dict[str, object]:
                 figures.Series(
                     column.name,
                     column.tone,
-                    tuple(row.psnr_db or 0.0 for row in column.result.samples),
+                    column.result.psnr_by_seed,
                     column.result.psnr_db,
                     column.result.psnr_db_ci,
                 )

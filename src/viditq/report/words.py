@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from viditq.evaluation import Comparison, Result, SampleRow
-from viditq.evaluation.intervals import bootstrap_mean
+from viditq.evaluation.gains import psnr_gain
 
 __all__ = ["FILTERS", "best", "other_reading", "verdict"]
 
@@ -81,13 +81,12 @@ def _finding(what: str, result: Result, comparison: Comparison) -> dict[str, str
 
 def _against_bf16(result: Result, yardstick: Result) -> str:
     """Seed by seed, and no claim where the interval of the difference holds 0."""
-    pairs = zip(result.samples, yardstick.samples, strict=True)
-    gains = [(ours.psnr_db or 0.0) - (theirs.psnr_db or 0.0) for ours, theirs in pairs]
-    low, high = bootstrap_mean(gains)
-    if low <= 0 <= high:
+    gain = psnr_gain(result.psnr_by_seed, yardstick.psnr_by_seed, yardstick.name)
+    if gain.outcome == "within":
+        low, high = gain.psnr_db_ci
         return f"about as near as the float pipeline run in bf16 ({low:+.1f} to {high:+.1f} dB)"
-    side = "nearer to float than" if low > 0 else "farther from float than"
-    return f"{abs(sum(gains) / len(gains)):.1f} dB {side} the float pipeline run in bf16"
+    side = "nearer to float than" if gain.outcome == "won" else "farther from float than"
+    return f"{abs(gain.psnr_db):.1f} dB {side} the float pipeline run in bf16"
 
 
 def _share(result: Result, key: str) -> float | None:
