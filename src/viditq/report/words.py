@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from viditq.evaluation import Comparison, Result, SampleRow
-from viditq.evaluation.gains import psnr_gain
+from viditq.evaluation.gains import Gain, psnr_gain
 
-__all__ = ["FILTERS", "best", "other_reading", "verdict"]
+__all__ = ["FILTERS", "best", "gain", "other_reading", "verdict"]
 
 
 def verdict(comparison: Comparison) -> list[dict[str, str]]:
@@ -52,6 +52,15 @@ def best(comparison: Comparison) -> dict[str, str]:
     return winners
 
 
+def gain(value: Gain | None) -> str:
+    """``+3.2 [+2.9, +3.5]``, and ``within`` where 0 is inside; empty where there is none."""
+    if value is None:
+        return ""
+    low, high = value.psnr_db_ci
+    within = ", within" if value.outcome == "within" else ""
+    return f"{value.psnr_db:+.1f} [{low:+.1f}, {high:+.1f}]{within}"
+
+
 def other_reading(row: SampleRow, float_row: SampleRow) -> str:
     """What the judge reads in this sample but not in the float sample: ``shape: star``."""
     if row.same_as_float is not False or row.reading is None or float_row.reading is None:
@@ -81,12 +90,12 @@ def _finding(what: str, result: Result, comparison: Comparison) -> dict[str, str
 
 def _against_bf16(result: Result, yardstick: Result) -> str:
     """Seed by seed, and no claim where the interval of the difference holds 0."""
-    gain = psnr_gain(result.psnr_by_seed, yardstick.psnr_by_seed, yardstick.name)
-    if gain.outcome == "within":
-        low, high = gain.psnr_db_ci
+    found = psnr_gain(result.psnr_by_seed, yardstick.psnr_by_seed, yardstick.name)
+    if found.outcome == "within":
+        low, high = found.psnr_db_ci
         return f"about as near as the float pipeline run in bf16 ({low:+.1f} to {high:+.1f} dB)"
-    side = "nearer to float than" if gain.outcome == "won" else "farther from float than"
-    return f"{abs(gain.psnr_db):.1f} dB {side} the float pipeline run in bf16"
+    side = "nearer to float than" if found.outcome == "won" else "farther from float than"
+    return f"{abs(found.psnr_db):.1f} dB {side} the float pipeline run in bf16"
 
 
 def _share(result: Result, key: str) -> float | None:
