@@ -48,28 +48,27 @@ def comparison_table(comparison: "Comparison") -> Table:
 def contest_table(contest: "Contest") -> Table:
     """One row per recipe, two lines each: the means, and their 95 % intervals below.
 
-    Columns: true bits a weight, bytes of the quantized layers, PSNR to float, its gain over
+    Columns: true bits a weight, MB of the quantized layers, PSNR to float, its gain over
     viditq's own recipe (of a ladder: over the row before) and whether 0 is outside the gain's
     interval, SSIM, and the shares of samples that the judge reads as it reads the float sample, and
     as the caption says.
     """
     ladder = contest.kind == "ladder"
     title = f"{contest.pipeline}, {contest.bits}"
-    table = Table(title=title, box=None, title_justify="left", title_style="bold", padding=(0, 1))
+    table = Table(title=title, box=None, title_justify="left", title_style="bold", pad_edge=False)
     table.add_column("", overflow="fold")
-    gain = "over the row before" if ladder else f"over {contest.bits}"
-    for name in ("bits", "bytes", "PSNR dB", gain, "SSIM"):
-        table.add_column(name, justify="right", no_wrap=name != gain)
+    for name in ("bits", "MB", "PSNR dB", "gain" if ladder else f"over {contest.bits}", "SSIM"):
+        table.add_column(name, justify="right", no_wrap=True)
     judged = contest.float_.judge is not None
     if judged:
-        table.add_column("as float", justify="right")
-        table.add_column("right", justify="right")
+        table.add_column("as float", justify="right", no_wrap=True)
+        table.add_column("right", justify="right", no_wrap=True)
     for row in (contest.float_bf16, *contest.rows):
         low, high = row.psnr_db_ci
         cells = [
             row.name,
             f"{row.weight_bits:.2f}",
-            f"{row.size_bytes:,}",
+            f"{row.size_bytes / 1e6:.2f}",
             f"{row.psnr_db:.1f}\n{low:.1f}–{high:.1f}",
             _gain(row),
             f"{row.ssim:.4f}",
@@ -85,7 +84,7 @@ def _gain(row: "Row") -> str:
     if row.gain is None:
         return "–"
     low, high = row.gain.psnr_db_ci
-    return f"{row.gain.psnr_db:+.1f} {row.gain.outcome}\n{low:+.1f} to {high:+.1f}"
+    return f"{row.gain.psnr_db:+.1f} {row.gain.outcome}\n{low:+.1f}, {high:+.1f}"
 
 
 def _share(row: "Row", key: str) -> str:
