@@ -71,7 +71,7 @@ def contest_table(contest: "Contest") -> Table:
             f"{row.size_bytes / 1e6:.2f}",
             f"{row.psnr_db:.1f}\n{low:.1f}–{high:.1f}",
             _gain(row),
-            f"{row.ssim:.4f}",
+            f"{row.ssim:.3f}",
         ]
         if judged:
             cells += [_share(row, "same_as_float"), _share(row, "all")]

@@ -31,6 +31,7 @@ _SHOWN = 6  # prompts
 _PICTURES = 40  # in all, about: a phone's browser plays no more films than that
 _MOST_BESIDE = 7  # pictures in a line
 _TONES = 6  # colours in style.css
+_GREY = "rest"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _section(comparison: Comparison, contest: Contest | None) -> dict[str, objec
     return {
         "comparison": comparison,
         "contest": contest,
-        "standings": "" if contest is None else _standings(contest),
+        "standings": "" if contest is None else _standings(contest, columns),
         "columns": columns,
         "per_line": _per_line(len(columns)),
         "verdict": words.verdict(comparison),
@@ -101,6 +102,7 @@ def _section(comparison: Comparison, contest: Contest | None) -> dict[str, objec
             if column.result is not None
         },
         "rows": [_sample_row(comparison, columns, index, note) for index, note in shown],
+        "all_seeds": all(column.tone != _GREY for column in columns),
         "seeds": figures.psnr_by_seed(
             [
                 figures.Series(
@@ -111,7 +113,7 @@ def _section(comparison: Comparison, contest: Contest | None) -> dict[str, objec
                     column.result.psnr_db_ci,
                 )
                 for column in columns
-                if column.result is not None
+                if column.result is not None and column.tone != _GREY
             ],
             comparison.provenance.seed,
         ),
@@ -120,11 +122,14 @@ def _section(comparison: Comparison, contest: Contest | None) -> dict[str, objec
 
 
 def _columns(comparison: Comparison) -> list[Column]:
+    """Of many quantized pipelines, the nearest to float have a colour of their own."""
     columns = [Column("float", "float", None)]
     if comparison.float_bf16 is not None:
         columns.append(Column("float bf16", "bf16", comparison.float_bf16))
-    for index, result in enumerate(comparison.results):
-        columns.append(Column(result.name, f"q{index % _TONES}", result))
+    nearest = sorted(comparison.results, key=lambda result: -result.psnr_db)[:_TONES]
+    tones = (f"q{index}" for index in range(_TONES))
+    for result in comparison.results:
+        columns.append(Column(result.name, next(tones) if result in nearest else _GREY, result))
     return columns
 
 
@@ -133,8 +138,9 @@ def _per_line(count: int) -> int:
     return math.ceil(count / math.ceil(count / _MOST_BESIDE))
 
 
-def _standings(contest: Contest) -> Markup:
+def _standings(contest: Contest, columns: Sequence[Column]) -> Markup:
     """A shootout by PSNR, the yardstick at its place; a ladder from its first step on."""
+    tones = {column.name: column.tone for column in columns}
     rows = [contest.float_bf16, *contest.rows]
     ladder = contest.kind == "ladder"
     if not ladder:
@@ -142,11 +148,7 @@ def _standings(contest: Contest) -> Markup:
     shown = [
         figures.Standing(
             name=row.name.replace("_", " "),
-            tone="bf16"
-            if row is contest.float_bf16
-            else "q0"
-            if _is_ours(row, contest)
-            else "rest",
+            tone=tones[row.name] if _is_ours(row, contest) else _GREY,
             mean=row.psnr_db,
             interval=row.psnr_db_ci,
             bits=f"{row.weight_bits:.2f}",
