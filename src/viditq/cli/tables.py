@@ -66,7 +66,7 @@ def contest_table(contest: "Contest") -> Table:
     for row in (contest.float_bf16, *contest.rows):
         low, high = row.psnr_db_ci
         cells = [
-            row.name,
+            row.name.removeprefix(f"{contest.bits}-"),
             f"{row.weight_bits:.2f}",
             f"{row.size_bytes / 1e6:.2f}",
             f"{row.psnr_db:.1f}\n{low:.1f}–{high:.1f}",
@@ -88,11 +88,11 @@ def _gain(row: "Row") -> str:
 
 
 def _share(row: "Row", key: str) -> str:
-    judge = row.judge or {}
-    share, ends = judge.get(key), judge.get(f"{key}_ci")
-    if not isinstance(share, float) or not isinstance(ends, tuple):
+    found = row.share(key)
+    if found is None:
         return "–"
-    return f"{100 * share:.1f} %\n{100 * ends[0]:.0f}–{100 * ends[1]:.0f}"
+    share, (low, high) = found
+    return f"{100 * share:.1f} %\n{100 * low:.0f}–{100 * high:.0f}"
 
 
 def layer_table(summary: "CheckpointSummary") -> Table:

@@ -71,6 +71,14 @@ class FloatMeasures(_Value):
     temporal_consistency: float | None = None
     temporal_consistency_ci: Interval | None = None
 
+    def share(self, key: str) -> tuple[float, Interval] | None:
+        """A share that the judge found, and its interval; None where it did not look."""
+        judge = self.judge or {}
+        share, interval = judge.get(key), judge.get(f"{key}_ci")
+        if not isinstance(share, float) or not isinstance(interval, tuple):
+            return None
+        return share, interval
+
 
 class Measures(FloatMeasures):
     """What there is to measure on one pipeline against the float pipeline at the same seeds.

@@ -96,12 +96,16 @@ class Contest(BaseModel):
         """Plain containers, as in the file."""
         return self.model_dump(mode="json", by_alias=True)
 
-    def save(self, folder: Path) -> Path:
-        """Write ``contest.json`` into ``folder``; returns the file."""
-        return write_atomic(folder / CONTEST_FILE, self.model_dump_json(by_alias=True, indent=1))
+    def save(self, path: str | Path) -> Path:
+        """Write JSON into the folder ``path``, as ``contest.json``, or to that file."""
+        text = self.model_dump_json(by_alias=True, indent=1)
+        return write_atomic(_file(path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> "Contest":
         """Read a contest's folder, or its JSON file of any name; InputError when it is none."""
-        path = Path(path)
-        return read_value(cls, path / CONTEST_FILE if path.is_dir() else path, "contest")
+        return read_value(cls, _file(path), "contest")
+
+
+def _file(path: str | Path) -> Path:
+    return Path(path) / CONTEST_FILE if Path(path).is_dir() else Path(path)

@@ -35,7 +35,7 @@ def best(comparison: Comparison) -> dict[str, str]:
         "psnr_db": lambda result: result.psnr_db,
         "ssim": lambda result: result.ssim,
         "feature_distance": lambda result: -result.feature_distance,
-        "same_as_float": lambda result: _share(result, "same_as_float"),
+        "same_as_float": lambda result: (result.share("same_as_float") or (None,))[0],
         "flow_difference": lambda result: (
             None if result.flow_difference is None else -result.flow_difference
         ),
@@ -77,9 +77,9 @@ def _finding(what: str, result: Result, comparison: Comparison) -> dict[str, str
     details = []
     if comparison.float_bf16 is not None:
         details.append(_against_bf16(result, comparison.float_bf16))
-    same = _share(result, "same_as_float")
+    same = result.share("same_as_float")
     if same is not None:
-        details.append(f"{_percent(same)} of the samples read just as float’s")
+        details.append(f"{_percent(same[0])} of the samples read just as float’s")
     return {
         "what": what,
         "name": result.name,
@@ -96,11 +96,6 @@ def _against_bf16(result: Result, yardstick: Result) -> str:
         return f"about as near as the float pipeline run in bf16 ({low:+.1f} to {high:+.1f} dB)"
     side = "nearer to float than" if found.outcome == "won" else "farther from float than"
     return f"{abs(found.psnr_db):.1f} dB {side} the float pipeline run in bf16"
-
-
-def _share(result: Result, key: str) -> float | None:
-    value = (result.judge or {}).get(key)
-    return value if isinstance(value, float) else None
 
 
 def _decibel(value: float) -> str:
