@@ -195,6 +195,15 @@ def test_overwrite_uses_again_what_fits(run, calls, copied):
     assert (copied / "quantized" / "w8a8-naive").is_dir()
 
 
+def test_what_a_killed_process_left_is_removed(run, calls, copied, finished):
+    (copied / "contest.json").unlink()
+    half = copied / "quantized" / ".w8a8-dynamic.0a1b2c3d.partial"
+    half.mkdir()
+    assert run() == finished[1].model_copy(update={"provenance": run().provenance})
+    assert calls == []
+    assert not half.exists()
+
+
 def test_another_recipe_of_the_same_name(run, calls, copied):
     ours, naive, dynamic = SHOOTOUT.recipes
     other = dynamic.model_copy(update={"name": naive.name})

@@ -258,6 +258,8 @@ def _begin(stage: _Stage, request: dict[str, Any], overwrite: bool) -> None:
             elif stage.quantized(name).exists():
                 kept[name] = recipe
         (out / CONTEST_FILE).unlink(missing_ok=True)
+        for half in (*(out / "quantized").glob(".*.partial"), *out.glob(".comparison.*.old")):
+            shutil.rmtree(half)  # what a killed process had no time to remove
     request = {**request, "recipes": kept | request["recipes"]}
     write_atomic(out / RUN_FILE, json.dumps(request, indent=1))
 
