@@ -1,5 +1,6 @@
 """How many processes, and what they give back."""
 
+import errno
 import importlib.util
 
 import pytest
@@ -77,6 +78,10 @@ def mistaken(track):
     raise InputError("Not so.")
 
 
+def full(track):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
@@ -91,4 +96,7 @@ def test_several_processes(monkeypatch):
         assert results == dict.fromkeys("abc", torch.get_num_threads())
         with refuses(InputError, "Not so."):
             list(run_all({"a": mistaken}, quiet))
+        with pytest.raises(OSError, match="No space left") as caught:
+            list(run_all({"a": full}, quiet))
+        assert caught.value.errno == errno.ENOSPC
     assert not ray.is_initialized()

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from viditq.errors import InputError, ViditqError
+from viditq.errors import InputError
 from viditq.progress import Track, quiet
 
 __all__ = ["RunAll", "count_workers", "crew", "has_ray"]
@@ -93,7 +93,7 @@ def _one_by_one(jobs: Mapping[str, Job[T]], track: Track) -> Iterator[tuple[str,
 def _side_by_side(
     ray: Any, gpus: int, jobs: Mapping[str, Job[T]], track: Track
 ) -> Iterator[tuple[str, T]]:
-    remote = ray.remote(_guarded).options(num_cpus=1, num_gpus=gpus, max_retries=0)
+    remote = ray.remote(_alone).options(num_cpus=1, num_gpus=gpus, max_retries=0)
     names = {remote.remote(job, torch.get_num_threads()): name for name, job in jobs.items()}
 
     def finished() -> Iterator[Any]:
@@ -103,16 +103,14 @@ def _side_by_side(
             yield done
 
     for done in track(finished(), "methods", len(names)):
-        result, error = ray.get(done)
-        if error is not None:
-            raise error
+        try:
+            result = ray.get(done)
+        except ray.exceptions.RayTaskError as failure:
+            raise failure.cause from failure  # as it would have been in this process
         yield names[done], result
 
 
-def _guarded(job: Job[T], threads: int) -> tuple[T | None, ViditqError | None]:
-    """Run a job in one of Ray's processes; a user's error comes back as it is, not as Ray's."""
+def _alone(job: Job[T], threads: int) -> T:
+    """Run a job in one of Ray's processes, with as many threads as where it was sent from."""
     torch.set_num_threads(threads)
-    try:
-        return job(quiet), None
-    except ViditqError as error:
-        return None, error
+    return job(quiet)
