@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from viditq.evaluation import compare
     from viditq.formats import Format
     from viditq.graphs import capture_, release_
+    from viditq.models import Adapter, guess_adapter, register_adapter
     from viditq.nn import QuantLinear
     from viditq.pipelines import generate, load, quantize, record, register
     from viditq.plan import LayerPlan, Plan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapter",
     "CalibrationError",
     "CalibrationSet",
     "CalibrationStats",
@@ -53,6 +55,7 @@ __all__ = [
     "compare",
     "fuse_",
     "generate",
+    "guess_adapter",
     "inspect",
     "list_methods",
     "list_presets",
@@ -64,12 +67,14 @@ __all__ = [
     "quantize_",
     "record",
     "register",
+    "register_adapter",
     "release_",
     "unfuse_",
 ]
 
 # The module that each public name lives in.
 _HOMES = {
+    "Adapter": "models",
     "CalibrationError": "errors",
     "CalibrationSet": "calibration",
     "CalibrationStats": "stats",
@@ -87,6 +92,7 @@ _HOMES = {
     "compare": "evaluation",
     "fuse_": "blocks",
     "generate": "pipelines",
+    "guess_adapter": "models",
     "inspect": "checkpoint",
     "list_methods": "recipe",
     "list_presets": "recipe",
@@ -98,6 +104,7 @@ _HOMES = {
     "quantize_": "convert",
     "record": "pipelines",
     "register": "pipelines",
+    "register_adapter": "models",
     "release_": "graphs",
     "unfuse_": "blocks",
 }

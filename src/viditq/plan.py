@@ -105,11 +105,16 @@ class LayerPlan(Value):
             or self.granularity != "token"
             or self.group
             or self.zero_point
+            or self.rank
             or self.clip
         ):
-            raise ValueError("fp8 is rounded to nearest, per channel and token, and not clipped")
+            raise ValueError(
+                "fp8 is rounded to nearest, per channel and token, not clipped, without a branch"
+            )
         if self.group and self.granularity == "tensor":
             raise ValueError("a static scale per tensor has no group")
+        if self.rounding == "two_sided" and self.simulated:
+            raise ValueError("two_sided rounds weights with one scale per output channel, no more")
         return self
 
     @property

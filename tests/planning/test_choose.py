@@ -10,8 +10,8 @@ from viditq.convert import balance_for, group_layers, linear_named, quantize_rea
 from viditq.errors import CalibrationError, PipelineError, PlanError
 from viditq.models import adapter_for
 from viditq.plan import LayerPlan
-from viditq.recipe import Recipe, list_presets, load_recipe
 from viditq.planning import make_plan
+from viditq.recipe import Recipe, list_presets, load_recipe
 
 
 @pytest.fixture(params=["pixart", "latte", "odd"])

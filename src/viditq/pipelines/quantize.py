@@ -16,9 +16,15 @@ from torch import Tensor, nn
 
 import viditq
 from viditq import checkpoint
-from viditq.calibration import CalibrationSet, model_fingerprint, move, observe
+from viditq.calibration import (
+    CalibrationSet,
+    model_fingerprint,
+    move,
+    observe,
+    observe_gradients,
+)
 from viditq.checkpoint import Provenance
-from viditq.convert import check_finite, quantize_
+from viditq.convert import check_finite, needs_gradients, quantize_
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
@@ -26,7 +32,7 @@ from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from viditq.pipelines.record import DEFAULT_KEPT_STEPS, record
 from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve, stored_dtype
 from viditq.plan import Plan
-from viditq.planning import make_plan
+from viditq.planning import candidates_for, make_plan
 from viditq.progress import Track, quiet
 from viditq.prompts import read_prompts
 from viditq.recipe import Recipe, load_recipe
@@ -117,9 +123,14 @@ def quantize(
         recorded = run_record()
     fingerprint = model_fingerprint(model)
     stats = observe(model, recorded, stats_folder, track=track)
-    plan = make_plan(model, recipe, stats, track=track)
+    gradients = None
+    if layers := needs_gradients(candidates_for(model, recipe)):
+        gradients = observe_gradients(
+            model, recorded, work / "gradients", layers=layers, track=track
+        )
+    plan = make_plan(model, recipe, stats, gradients, track=track)
     reference = _outputs(model, recorded)
-    diagnostics = quantize_(model, plan, stats, track=track)
+    diagnostics = quantize_(model, plan, stats, gradients, track=track)
     measured = _measure(reference, _outputs(model, recorded), diagnostics)
     info = recorded.info
     provenance = Provenance(
