@@ -228,6 +228,23 @@ def test_another_calibration_begins_anew(run, calls, copied):
     assert {path.name for path in (copied / "quantized").iterdir()} == {"w8a8", "w8a8-naive"}
 
 
+def test_gradients_are_part_of_the_shared_calibration(run, tmp_path, monkeypatch):
+    """The last steps of the ladder need them; no job may find them half-written."""
+    before = []
+    quantize = pipelines.quantize
+
+    def spied(*args, **kwargs):
+        before.append((tmp_path / "c" / "calibration" / "gradients").is_dir())
+        return quantize(*args, **kwargs)
+
+    monkeypatch.setattr(contest.pipelines, "quantize", spied)
+    dynamic, *_, last = ladder_lineup("paper", "w8a8").recipes[1:]
+    made = run(Lineup("ladder", "w8a8", (dynamic, last)), num=2)
+    assert last.default.rounding == "two_sided"
+    assert before == [True, True]
+    assert [row.name for row in made.rows] == [dynamic.name, last.name]
+
+
 def test_mistakes_are_found_before_anything_is_made(run, calls, pixart, tmp_path, judge):
     with refuses(PipelineError, "nowhere"):
         run_contest("nowhere", SHOOTOUT, PROMPTS, out=tmp_path / "c")

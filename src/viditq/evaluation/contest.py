@@ -27,7 +27,8 @@ from typing import Any
 import torch
 
 from viditq import pipelines
-from viditq.calibration import observe
+from viditq.calibration import observe, observe_gradients
+from viditq.convert import needs_gradients
 from viditq.errors import InputError, PlanError, ViditqError
 from viditq.evaluation import metrics
 from viditq.evaluation.compare import (
@@ -49,6 +50,7 @@ from viditq.evaluation.sampling import Settings, Source
 from viditq.evaluation.standings import CONTEST_FILE, Contest
 from viditq.evaluation.workers import count_workers, crew
 from viditq.files import check_replaceable, write_atomic
+from viditq.planning import candidates_for
 from viditq.progress import Track, quiet
 from viditq.prompts import hash_prompts
 from viditq.recipe import Recipe
@@ -150,7 +152,7 @@ def run_contest(
 
     with crew(count, device) as run_all:
         common = {name: functools.partial(_sample, stage, name, sources[name]) for name in sources}
-        common["calibration"] = functools.partial(_calibrate, stage)
+        common["calibration"] = functools.partial(_calibrate, stage, lineup.recipes)
         for _ in run_all(common, track):
             pass
         jobs = {recipe.name: functools.partial(_enter, stage, recipe) for recipe in lineup.recipes}
@@ -281,7 +283,7 @@ def _sample(stage: _Stage, name: str, source: Source, track: Track) -> None:
     make_samples(stage.comparison, name, source, stage.settings, track)
 
 
-def _calibrate(stage: _Stage, track: Track) -> None:
+def _calibrate(stage: _Stage, recipes: Sequence[Recipe], track: Track) -> None:
     """Record and observe what every ``quantize`` will find in the folder."""
     settings = stage.settings
     pipe = pipelines.load(stage.float_source, settings.device)
@@ -294,7 +296,11 @@ def _calibrate(stage: _Stage, track: Track) -> None:
         guidance=settings.guidance,
         track=track,
     )
-    observe(pipe.transformer, recorded, stage.calibration / "stats", track=track)
+    model, folder = pipe.transformer, stage.calibration
+    observe(model, recorded, folder / "stats", track=track)
+    for recipe in recipes:
+        if layers := needs_gradients(candidates_for(model, recipe)):
+            observe_gradients(model, recorded, folder / "gradients", layers=layers, track=track)
 
 
 def _enter(stage: _Stage, recipe: Recipe, track: Track) -> float:
