@@ -85,6 +85,62 @@ def test_compare(viditq, float_pipeline, quantized, prompt_file, tmp_path):
     }
 
 
+def run_contest(viditq, tmp_path, *arguments):
+    """Run the command twice: the second finds it done. Returns what was told."""
+    settings = ("--num", 2, "--steps", 2, "--out", tmp_path / "c", "--json", tmp_path / "c.json")
+    result = viditq(*arguments, *settings)
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "c.json").read_text())
+    assert told == json.loads((tmp_path / "c" / "contest.json").read_text())
+    for row in told["rows"]:
+        assert len(row["psnr_db_by_seed"]) == 2
+        assert f"{row['name']}: {row['psnr_db']:.1f} dB to float" in result.stderr
+    (tmp_path / "c" / "report.html").unlink()
+    again = viditq(*arguments, *settings)
+    assert again.exit_code == 0
+    assert again.stdout == result.stdout
+    assert "sample" not in again.stderr
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {
+        *("run.json", "calibration", "quantized", "comparison", "contest.json"),
+        *("report.html", "sheet.png"),
+    }
+    return told, result.stdout
+
+
+def test_shootout(viditq, float_pipeline, prompt_file, tmp_path):
+    told, table = run_contest(
+        viditq,
+        tmp_path,
+        *("shootout", float_pipeline, "--bits", "w8a8", "--methods", "naive"),
+        *("--prompts", prompt_file),
+    )
+    rows = {row["name"]: row for row in told["rows"]}
+    assert set(rows) == {"w8a8", "w8a8-naive"}
+    gain = rows["w8a8-naive"]["gain"]
+    expected = rows["w8a8-naive"]["psnr_db"] - rows["w8a8"]["psnr_db"]
+    assert gain["psnr_db"] == pytest.approx(expected)
+    assert f"{expected:+.1f} {gain['outcome']}" in table
+    assert "over w8a8" in table
+
+
+def test_ablate(viditq, float_pipeline, prompt_file, tmp_path):
+    ladder = tmp_path / "mine.toml"
+    ladder.write_text(
+        '[[step]]\nname = "tensor"\ngranularity = "tensor"\n'
+        '[[step]]\nname = "token"\ngranularity = "token"\n'
+    )
+    told, table = run_contest(
+        viditq,
+        tmp_path,
+        *("ablate", float_pipeline, "--bits", "w8a8", "--ladder", ladder),
+        *("--prompts", prompt_file),
+    )
+    assert [row["name"] for row in told["rows"]] == ["w8a8-1-tensor", "w8a8-2-token"]
+    assert told["rows"][0]["gain"] is None
+    assert told["rows"][1]["gain"]["over"] == "w8a8-1-tensor"
+    assert table.index("1-tensor") < table.index("2-token")
+
+
 def test_analyze(viditq, float_pipeline, prompt_file, tmp_path):
     result = viditq(
         *("analyze", float_pipeline, "--prompts", prompt_file, "--num", 1, "--steps", 2),

@@ -19,13 +19,14 @@ from viditq.errors import InputError
 def refused(viditq, tmp_path):
     """Run a command that must fail; returns its one sentence."""
 
-    def run(*arguments, code=2):
+    def run(*arguments, code=2, notes=""):
         before = {path.name for path in tmp_path.iterdir()}
         result = viditq(*arguments)
         assert result.exit_code == code, result.output
         assert "Traceback" not in result.output
         assert result.stdout == ""
         *progress, line = result.stderr.strip().splitlines()
+        progress = [shown for shown in progress if shown != notes]
         assert all(re.fullmatch(r"[a-z ]+: \d+ in [\d.]+ s", shown) for shown in progress)
         assert line.startswith("viditq: ")
         assert {path.name for path in tmp_path.iterdir()} == before
@@ -60,6 +61,46 @@ def test_unknown_preset(refused, float_pipeline, tmp_path):
     assert "w3a3" in refused(
         "quantize", float_pipeline, "--preset", "w3a3", "--out", tmp_path / "q"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        (("shootout", "--bits", "w3a3"), "w3a3"),
+        (("shootout", "--methods", "naive,frobnicate"), "frobnicate"),
+        (("shootout", "--bits", "w4a8", "--methods", "fp8"), "w4a8-fp8"),
+        (("shootout",), "prompts of their own"),
+        (("ablate", "--ladder", "nowhere"), "nowhere"),
+        (("ablate", "--bits", "four"), "four"),
+        (("ablate", "--device", "tpu"), "tpu"),
+    ],
+)
+def test_contests_that_cannot_be(refused, float_pipeline, tmp_path, arguments, fact):
+    command, *options = arguments
+    notes = "fp8 is fp8 by fp8; there is no w4a8-fp8."
+    line = refused(command, float_pipeline, *options, "--out", tmp_path / "c", notes=notes)
+    assert fact in line
+
+
+def test_processes_without_ray(refused, float_pipeline, prompt_file, tmp_path, monkeypatch):
+    from viditq.evaluation import workers
+
+    monkeypatch.setattr(workers, "has_ray", lambda: False)
+    line = refused(
+        *("shootout", float_pipeline, "--methods", "naive", "--prompts", prompt_file),
+        *("--workers", 2, "--out", tmp_path / "c"),
+    )
+    assert "viditq[ray]" in line
+
+
+def test_a_contest_in_a_folder_of_photographs(refused, float_pipeline, prompt_file, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    line = refused(
+        *("ablate", float_pipeline, "--prompts", prompt_file),
+        *("--out", tmp_path / "photos", "--overwrite"),
+    )
+    assert "other files" in line
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ import pytest
 
 from viditq import __version__
 
-COMMANDS = ("quantize", "generate", "compare", "inspect", "analyze", "doctor", "demo")
+COMMANDS = (
+    *("quantize", "generate", "compare", "shootout", "ablate"),
+    *("inspect", "analyze", "doctor", "demo"),
+)
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "matplotlib", "scipy", "pydantic", "av"}
 
 

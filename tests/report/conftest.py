@@ -49,7 +49,9 @@ def build(
         store = SampleStore(folder / "samples" / name, ("",) * num)
         rows = []
         for index, scene in enumerate(scenes):
-            noise = NOISE.get(name, 0.0) * (0.5 + rng.random())
+            noise = NOISE.get(name, 0.0 if name == "float" else 0.06 + len(name) / 500) * (
+                0.5 + rng.random()
+            )
             store.write(
                 index,
                 samples[index] + noise * torch.randn(samples[index].shape, generator=generator),
@@ -79,8 +81,8 @@ def build(
         return Result(
             name=name,
             source=f"runs/{name}",
-            weight_bits=BITS[name],
-            size_bytes=int(FLOAT_BYTES * BITS[name] / 16),
+            weight_bits=BITS.get(name, 4.13),
+            size_bytes=int(FLOAT_BYTES * BITS.get(name, 4.13) / 16),
             float_size_bytes=FLOAT_BYTES,
             **results[name],
         )

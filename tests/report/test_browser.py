@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from viditq.evaluation import Contest, shootout_lineup
 from viditq.report import write_report
 
 pytestmark = pytest.mark.browser
@@ -104,6 +105,19 @@ def test_images(make_comparison, tmp_path):
     assert all(drawing["width"] > 50 for drawing in seen["drawings"])
     before, after, total = seen["differences"]
     assert (before, after) == (0, total)
+
+
+def test_a_contest_of_many(make_comparison, tmp_path):
+    """The figure is as wide as it says, and no picture gets too small to look at."""
+    lineup = shootout_lineup("w4a8")
+    names = tuple(recipe.name for recipe in lineup.recipes)
+    comparison = make_comparison(tmp_path, num=2, names=names)
+    page = write_report(comparison, tmp_path, Contest.of(lineup, comparison))
+    seen, console = open_in_browser(page, tmp_path)
+    assert console == []
+    assert min(picture["width"] for picture in seen["pictures"]) > 140
+    assert seen["page"]["width"] <= seen["page"]["window"]
+    assert max(drawing["width"] for drawing in seen["drawings"]) > 800
 
 
 def test_films(make_comparison, tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from checks import refuses
 from viditq.errors import InputError
-from viditq.evaluation import Comparison
+from viditq.evaluation import Comparison, Contest, ladder_lineup, shootout_lineup
 from viditq.evaluation.samples import SampleStore
 from viditq.report import write_report
 
@@ -83,6 +83,63 @@ def test_videos_play_inline(make_comparison, tmp_path):
         assert {"autoplay", "loop", "muted", "playsinline"} <= set(film)
         assert film["src"].startswith("data:video/mp4;base64,")
     assert page.says("flow difference")
+
+
+LINEUPS = {
+    "shootout": shootout_lineup("w4a8"),
+    "ladder": ladder_lineup("paper", "w4a8"),
+}
+
+
+@pytest.fixture(params=LINEUPS)
+def contest(request, make_comparison, tmp_path):
+    """A contest of ten or so with its comparison."""
+    lineup = LINEUPS[request.param]
+    names = tuple(recipe.name for recipe in lineup.recipes)
+    comparison = make_comparison(tmp_path, num=4, names=names)
+    return Contest.of(lineup, comparison), comparison
+
+
+def test_a_contest(contest, tmp_path):
+    contest, comparison = contest
+    path = write_report(comparison, tmp_path, contest)
+    page = read(path)
+    ladder = contest.kind == "ladder"
+    assert page.says("What each step is worth" if ladder else "Who is nearest to float")
+    figure = re.search(r"<svg[^>]*PSNR to float of each recipe.*?</svg>", path.read_text("utf-8"))
+    texts = re.findall(r'<text[^>]*class="([a-z ]*row)"[^>]*>(.*?)</text>', figure.group())
+    rows = [contest.float_bf16, *contest.rows]
+    if not ladder:
+        rows.sort(key=lambda row: -row.psnr_db)
+        assert contest.absent[0] in " ".join("".join(page.text).split())
+    expected = []
+    for row in rows:
+        gain = row.gain and f"{row.gain.psnr_db:+.1f} ["
+        expected += [row.name.replace("_", " "), f"{row.weight_bits:.2f}", gain or ""]
+    assert len(texts) == len(expected)
+    assert all(text.startswith(start) for (_, text), start in zip(texts, expected, strict=True))
+    bold = [text for kind, text in texts if "strong" in kind and text]
+    assert bold == ([] if ladder else ["w4a8"])
+
+
+def test_many_pipelines_stand_in_lines_of_one_length(contest, tmp_path):
+    contest, comparison = contest
+    page = read(write_report(comparison, tmp_path, contest))
+    count = len(comparison.results) + 2
+    assert count in (11, 12)
+    for box in page.all("div", "pictures"):
+        assert box["style"] == "--count: 6"
+    assert page.says("Shown are those nearest to float")
+    nearest = sorted(comparison.results, key=lambda result: -result.psnr_db)[:6]
+    coloured = {f"{result.name} {result.psnr_db:.1f}" for result in nearest}
+    labels = {" ".join(text.split()) for text in page.text}
+    shown = {f"{one.name} {one.psnr_db:.1f}" for one in comparison.results} & labels
+    assert shown == coloured
+
+
+def test_without_a_contest_there_is_no_table_of_winners(make_comparison, tmp_path):
+    page = read(write_report(make_comparison(tmp_path, num=1), tmp_path))
+    assert not page.says("Who is nearest to float")
 
 
 def test_nothing_is_fetched(make_comparison, tmp_path):

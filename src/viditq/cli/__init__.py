@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from viditq import __version__
+from viditq.cli.ablate import ablate
 from viditq.cli.analyze import analyze
 from viditq.cli.bench import bench
 from viditq.cli.compare import compare
@@ -16,6 +17,7 @@ from viditq.cli.doctor import doctor
 from viditq.cli.generate import generate
 from viditq.cli.inspect import inspect
 from viditq.cli.quantize import quantize
+from viditq.cli.shootout import shootout
 
 __all__ = ["app", "main"]
 
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quantize, generate, compare, inspect, analyze, doctor, demo):
+for command in (quantize, generate, compare, shootout, ablate, inspect, analyze, doctor, demo):
     app.command(no_args_is_help=command is not demo)(command)
 app.add_typer(bench)
 

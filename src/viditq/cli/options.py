@@ -7,7 +7,9 @@ import typer
 
 __all__ = [
     "BatchSize",
+    "Bits",
     "Device",
+    "Gpus",
     "Guidance",
     "Json",
     "OutDirectory",
@@ -16,6 +18,8 @@ __all__ = [
     "Prompts",
     "Seed",
     "Steps",
+    "WorkDirectory",
+    "Workers",
 ]
 
 Pipeline = Annotated[
@@ -52,4 +56,27 @@ Overwrite = Annotated[
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Also write the result as JSON to this file."),
+]
+WorkDirectory = Annotated[
+    Path,
+    typer.Option(
+        "--out", metavar="DIR", help="Directory to work in: new, empty, or one to go on with."
+    ),
+]
+Bits = Annotated[
+    str, typer.Option(metavar="wXaY", help="Of weights and activations: 4, 6 or 8 each.")
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="With --device cuda: GPUs to use, by default all; more than one needs Ray.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="With --device cpu: processes, 1 by default; more need Ray."
+    ),
 ]

@@ -9,9 +9,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from viditq.bench import TextTable
     from viditq.checkpoint import CheckpointSummary
-    from viditq.evaluation import Comparison
+    from viditq.evaluation import Comparison, Contest, Row
 
-__all__ = ["comparison_table", "layer_table", "speed_tables"]
+__all__ = ["comparison_table", "contest_table", "layer_table", "speed_tables"]
 
 
 def comparison_table(comparison: "Comparison") -> Table:
@@ -43,6 +43,56 @@ def comparison_table(comparison: "Comparison") -> Table:
             cells.append(f"{100 * (result.judge or {})['same_as_float']:.1f} %")
         table.add_row(*cells)
     return table
+
+
+def contest_table(contest: "Contest") -> Table:
+    """One row per recipe, two lines each: the means, and their 95 % intervals below.
+
+    Columns: true bits a weight, MB of the quantized layers, PSNR to float, its gain over
+    viditq's own recipe (of a ladder: over the row before) and whether 0 is outside the gain's
+    interval, SSIM, and the shares of samples that the judge reads as it reads the float sample, and
+    as the caption says.
+    """
+    ladder = contest.kind == "ladder"
+    title = f"{contest.pipeline}, {contest.bits}"
+    table = Table(title=title, box=None, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("", overflow="fold")
+    for name in ("bits", "MB", "PSNR dB", "gain" if ladder else f"over {contest.bits}", "SSIM"):
+        table.add_column(name, justify="right", no_wrap=True)
+    judged = contest.float_.judge is not None
+    if judged:
+        table.add_column("as float", justify="right", no_wrap=True)
+        table.add_column("right", justify="right", no_wrap=True)
+    for row in (contest.float_bf16, *contest.rows):
+        low, high = row.psnr_db_ci
+        cells = [
+            row.name.removeprefix(f"{contest.bits}-"),
+            f"{row.weight_bits:.2f}",
+            f"{row.size_bytes / 1e6:.2f}",
+            f"{row.psnr_db:.1f}\n{low:.1f}–{high:.1f}",
+            _gain(row),
+            f"{row.ssim:.3f}",
+        ]
+        if judged:
+            cells += [_share(row, "same_as_float"), _share(row, "all")]
+        ours = not ladder and row.name == contest.bits
+        table.add_row(*cells, style="bold" if ours else None)
+    return table
+
+
+def _gain(row: "Row") -> str:
+    if row.gain is None:
+        return "–"
+    low, high = row.gain.psnr_db_ci
+    return f"{row.gain.psnr_db:+.1f} {row.gain.outcome}\n{low:+.1f}, {high:+.1f}"
+
+
+def _share(row: "Row", key: str) -> str:
+    found = row.share(key)
+    if found is None:
+        return "–"
+    share, (low, high) = found
+    return f"{100 * share:.1f} %\n{100 * low:.0f}–{100 * high:.0f}"
 
 
 def layer_table(summary: "CheckpointSummary") -> Table:

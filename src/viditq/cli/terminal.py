@@ -23,7 +23,7 @@ from viditq.errors import ViditqError
 from viditq.files import write_atomic
 from viditq.progress import Track
 
-__all__ = ["command_line", "say", "session", "write_json"]
+__all__ = ["command_line", "note", "say", "session", "write_json"]
 
 T = TypeVar("T")
 _INTERRUPTED = 130  # what shells give for Ctrl-C
@@ -56,6 +56,11 @@ def say(*objects: Any) -> None:
     from rich.console import Console
 
     Console(highlight=False).print(*objects, soft_wrap=all(isinstance(o, str) for o in objects))
+
+
+def note(line: str) -> None:
+    """Print a line about the work that goes on to standard error, above the bars."""
+    typer.echo(line, err=True)
 
 
 def write_json(file: Path | None, value: Any) -> None:

@@ -24,6 +24,7 @@ from viditq.errors import InputError, PipelineError
 from viditq.evaluation import provenance
 from viditq.evaluation.measure import FLOAT, Reader, mean_fields, measure
 from viditq.evaluation.results import COMPARISON_FILE, Comparison, FloatResult, Provenance, Result
+from viditq.evaluation.samples import SampleStore
 from viditq.evaluation.sampling import Settings, Source, sample
 from viditq.files import check_replaceable, replace_directory
 from viditq.progress import Track, quiet
@@ -31,7 +32,14 @@ from viditq.prompts import hash_prompts
 from viditq.zoo import catalog
 from viditq.zoo.judge import Judge
 
-__all__ = ["FLOAT_BF16", "compare", "partial_folder"]
+__all__ = [
+    "FLOAT_BF16",
+    "compare",
+    "float_sources",
+    "make_samples",
+    "partial_folder",
+    "plan_samples",
+]
 
 FLOAT_BF16 = "float_bf16"
 
@@ -80,37 +88,30 @@ def compare(
     """
     out = Path(out).resolve()
     check_replaceable(out, marker=COMPARISON_FILE, overwrite=overwrite)
-    if num < 1 or steps < 1:
-        raise InputError(f"num and steps must be 1 or more, not {num} and {steps}.")
-    float_path = pipelines.resolve(float_source)
-    if checkpoint.is_quantized(float_path / "transformer"):
-        raise InputError(f"{float_source} is quantized; the first pipeline is the float one.")
+    sources = float_sources(float_source, bf16=bf16)
+    float_path = sources[FLOAT].path
     paths = _quantized_paths(float_path, quantized_sources)
     summaries = {name: checkpoint.inspect(path) for name, path in paths.items()}
-    bundled = str(float_source) if str(float_source) in catalog.BUNDLED else None
-    prompts = _prompts(prompts, bundled, num)
-    settings = Settings(
-        prompts, [seed + index for index in range(num)], steps, guidance, device, batch_size
+    bundled = _bundled(float_source)
+    settings = plan_samples(
+        float_source,
+        prompts,
+        num=num,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        device=device,
+        batch_size=batch_size,
     )
-    sources = {FLOAT: Source(float_path)}
-    if bf16:
-        sources[FLOAT_BF16] = Source(float_path, torch.bfloat16)
     sources |= {name: Source(path) for name, path in paths.items()}
 
     work = partial_folder(out)
     stores = {
-        name: sample(
-            source,
-            work / "samples" / name,
-            settings,
-            earlier=out / "samples" / name,
-            track=track,
-        )
-        for name, source in sources.items()
+        name: make_samples(out, name, source, settings, track) for name, source in sources.items()
     }
     rows = measure(
         stores,
-        prompts,
+        settings.prompts,
         settings.seeds,
         judge or Judge.load(),
         read=bundled is not None,
@@ -145,7 +146,7 @@ def compare(
             commit=provenance.commit(),
             versions=provenance.versions(),
             hardware=provenance.hardware(device),
-            prompts_hash=hash_prompts(prompts),
+            prompts_hash=hash_prompts(settings.prompts),
             num=num,
             seed=seed,
             steps=steps,
@@ -161,6 +162,47 @@ def compare(
     comparison.save(work)
     replace_directory(work, out)
     return comparison.at(out)
+
+
+def float_sources(float_source: str | Path, *, bf16: bool = True) -> dict[str, Source]:
+    """The runs of the float pipeline by name; InputError when it is quantized."""
+    path = pipelines.resolve(float_source)
+    if checkpoint.is_quantized(path / "transformer"):
+        raise InputError(f"{float_source} is quantized; the first pipeline is the float one.")
+    sources = {FLOAT: Source(path)}
+    return sources | ({FLOAT_BF16: Source(path, torch.bfloat16)} if bf16 else {})
+
+
+def plan_samples(
+    float_source: str | Path,
+    prompts: Sequence[str] | None,
+    *,
+    num: int,
+    seed: int,
+    steps: int,
+    guidance: float,
+    device: str,
+    batch_size: int,
+) -> Settings:
+    """The samples that :func:`compare` makes with every pipeline, for these arguments of it."""
+    if num < 1 or steps < 1:
+        raise InputError(f"num and steps must be 1 or more, not {num} and {steps}.")
+    return Settings(
+        _prompts(prompts, _bundled(float_source), num),
+        [seed + index for index in range(num)],
+        steps,
+        guidance,
+        device,
+        batch_size,
+    )
+
+
+def make_samples(
+    out: Path, name: str, source: Source, settings: Settings, track: Track = quiet
+) -> SampleStore:
+    """The samples of one pipeline, where :func:`compare` into ``out`` looks for them."""
+    folder, earlier = partial_folder(out) / "samples" / name, out / "samples" / name
+    return sample(source, folder, settings, earlier=earlier, track=track)
 
 
 def partial_folder(out: str | Path) -> Path:
@@ -185,6 +227,10 @@ def _quantized_paths(float_path: Path, sources: Sequence[str | Path]) -> dict[st
             raise PipelineError(f"{path} is a {found}, the float pipeline a {wanted}.")
         paths[path.name] = path
     return paths
+
+
+def _bundled(float_source: str | Path) -> str | None:
+    return str(float_source) if str(float_source) in catalog.BUNDLED else None
 
 
 def _prompts(prompts: Sequence[str] | None, bundled: str | None, num: int) -> list[str]:

@@ -7,7 +7,7 @@ that it was not trained for) is ``null``, never 0.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -15,9 +15,20 @@ from viditq.errors import InputError
 from viditq.evaluation.intervals import Interval
 from viditq.files import write_atomic
 
-__all__ = ["COMPARISON_FILE", "Comparison", "FloatResult", "Provenance", "Result", "SampleRow"]
+__all__ = [
+    "COMPARISON_FILE",
+    "Comparison",
+    "FloatMeasures",
+    "FloatResult",
+    "Measures",
+    "Provenance",
+    "Result",
+    "SampleRow",
+    "read_value",
+]
 
 COMPARISON_FILE = "comparison.json"
+V = TypeVar("V", bound=BaseModel)
 
 
 class _Value(BaseModel):
@@ -48,23 +59,29 @@ class SampleRow(_Value):
     same_as_float: bool | None = None
 
 
-class FloatResult(_Value):
-    """The float pipeline itself: what there is to measure without a reference.
+class FloatMeasures(_Value):
+    """What there is to measure on the float pipeline itself, without a reference.
 
     ``judge`` has, for each attribute, the share that the judge reads as the caption says, and its
     ``…_ci``.
     """
 
     name: str
-    source: str
     judge: dict[str, float | Interval] | None = None
     temporal_consistency: float | None = None
     temporal_consistency_ci: Interval | None = None
-    samples: tuple[SampleRow, ...]
+
+    def share(self, key: str) -> tuple[float, Interval] | None:
+        """A share that the judge found, and its interval; None where it did not look."""
+        judge = self.judge or {}
+        share, interval = judge.get(key), judge.get(f"{key}_ci")
+        if not isinstance(share, float) or not isinstance(interval, tuple):
+            return None
+        return share, interval
 
 
-class Result(FloatResult):
-    """One pipeline against the float pipeline at the same seeds.
+class Measures(FloatMeasures):
+    """What there is to measure on one pipeline against the float pipeline at the same seeds.
 
     ``judge`` also has ``same_as_float``: the share of samples that the judge reads, in all
     attributes, as it reads the float sample. ``weight_bits`` is the true average over the
@@ -82,6 +99,22 @@ class Result(FloatResult):
     weight_bits: float
     size_bytes: int
     float_size_bytes: int
+
+
+class FloatResult(FloatMeasures):
+    """The float pipeline, where it comes from, and the row of every sample."""
+
+    source: str
+    samples: tuple[SampleRow, ...]
+
+
+class Result(Measures, FloatResult):
+    """One pipeline against the float pipeline, and the row of every sample."""
+
+    @property
+    def psnr_by_seed(self) -> tuple[float, ...]:
+        """PSNR of each sample in dB, in the order of the seeds."""
+        return tuple(row.psnr_db or 0.0 for row in self.samples)
 
 
 class Provenance(_Value):
@@ -152,12 +185,16 @@ class Comparison(_Value):
 
         Raises InputError when the file is missing or is not a comparison of this version.
         """
-        path = Path(folder) / COMPARISON_FILE
-        try:
-            return cls.model_validate_json(path.read_bytes()).at(folder)
-        except OSError as error:
-            raise InputError(f"There is no comparison at {path}: {error.strerror}.") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{path} is not a comparison: {where}: {first['msg']}.") from error
+        return read_value(cls, Path(folder) / COMPARISON_FILE, "comparison").at(folder)
+
+
+def read_value(kind: type[V], path: Path, what: str) -> V:
+    """The value in the JSON file ``path``; InputError when there is no such ``what``."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"There is no {what} at {path}: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} is not a {what}: {where}: {first['msg']}.") from error

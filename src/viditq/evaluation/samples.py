@@ -134,7 +134,7 @@ def fingerprint_package() -> str:
     import viditq
 
     root = Path(viditq.__file__).parent
-    above = {"evaluation", "report", "cli"}
+    above = {"evaluation", "report", "cli", "bench"}
     files = sorted(
         path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in above
     )

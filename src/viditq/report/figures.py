@@ -13,7 +13,15 @@ from viditq.diagnostics import LayerDiagnostics
 from viditq.report.layers import LayerGrid
 from viditq.report.svg import Axis, element, spread, svg, ticks
 
-__all__ = ["Series", "activation_spread", "interval_bar", "layer_errors", "psnr_by_seed"]
+__all__ = [
+    "Series",
+    "Standing",
+    "activation_spread",
+    "interval_bar",
+    "layer_errors",
+    "psnr_by_seed",
+    "standings",
+]
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,19 @@ class Series:
     values: tuple[float, ...]
     mean: float
     interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One recipe of a contest: PSNR in dB with its interval, and what stands beside it in words."""
+
+    name: str
+    tone: str
+    mean: float
+    interval: tuple[float, float]
+    bits: str
+    gain: str
+    ours: bool = False
 
 
 def interval_bar(
@@ -115,6 +136,75 @@ def psnr_by_seed(series: Sequence[Series], first_seed: int) -> Markup:
             )
         )
     return svg(width, height, "PSNR to the float sample of each seed", marks)
+
+
+def standings(rows: Sequence[Standing], gain_title: str) -> Markup:
+    """PSNR to float of each recipe as a dot with its interval, in the order given.
+
+    A pale band carries the interval of viditq's own recipe over all rows.
+    """
+    left, right, step, top, bottom = 168, 224, 26, 24, 40
+    width, height = 860, top + step * len(rows) + bottom
+    low = min(row.interval[0] for row in rows)
+    high = max(row.interval[1] for row in rows)
+    margin = max(0.5, 0.04 * (high - low))
+    x = Axis(low - margin, high + margin, left, width - right)
+    floor = height - bottom
+    marks = [
+        element("text", "bits", x=width - right + 52, y=top - 9, class_="tick", text_anchor="end"),
+        element("text", gain_title, x=width - right + 70, y=top - 9, class_="tick"),
+        element(
+            "text",
+            "PSNR to float, dB",
+            x=(left + width - right) / 2,
+            y=height - 4,
+            class_="tick",
+            text_anchor="middle",
+        ),
+    ]
+    for tick in ticks(x.low, x.high, 8):
+        at = x(tick)
+        marks.append(element("line", x1=at, x2=at, y1=top, y2=floor, class_="grid"))
+        marks.append(
+            element("text", f"{tick:g}", x=at, y=floor + 16, class_="tick", text_anchor="middle")
+        )
+    for row in rows:
+        if row.ours:
+            start, end = (x(bound) for bound in row.interval)
+            marks.append(
+                element(
+                    "rect",
+                    x=start,
+                    width=max(end - start, 1.0),
+                    y=top,
+                    height=floor - top,
+                    class_=f"band {row.tone}",
+                )
+            )
+    for place, row in enumerate(rows):
+        y = top + step * (place + 0.5)
+        weight = "strong " if row.ours else ""
+        start, end = (x(bound) for bound in row.interval)
+        title = f"{row.name}: {row.mean:.1f} dB, {row.interval[0]:.1f} to {row.interval[1]:.1f}"
+        marks += [
+            element(
+                "text", row.name, x=left - 10, y=y + 4, class_=f"{weight}row", text_anchor="end"
+            ),
+            element("line", x1=start, x2=end, y1=y, y2=y, class_=f"ci {row.tone}"),
+            element(
+                "circle",
+                element("title", title),
+                cx=x(row.mean),
+                cy=y,
+                r=5,
+                class_=f"dot {row.tone}",
+            ),
+            element(
+                "text", row.bits, x=width - right + 52, y=y + 4, class_="row", text_anchor="end"
+            ),
+            element("text", row.gain, x=width - right + 70, y=y + 4, class_=f"{weight}row"),
+        ]
+    return svg(width, height, "PSNR to float of each recipe with its 95 % interval", marks)
 
 
 def layer_errors(grid: LayerGrid, low: float, high: float) -> Markup:

@@ -5,6 +5,7 @@ script, which starts the films together; without it they still play. What a comp
 (readings of a judge, diagnostics of layers) is left out, never shown empty.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from viditq.diagnostics import LayerDiagnostics
-from viditq.evaluation import Comparison, Result
+from viditq.evaluation import Comparison, Contest, Result, Row, load_comparison
 from viditq.evaluation.measure import FLOAT
 from viditq.evaluation.samples import read_sample
 from viditq.files import write_atomic
@@ -22,13 +23,15 @@ from viditq.report.layers import grid, load_layers, most_uneven
 from viditq.report.pictures import difference, picture
 from viditq.report.sheet import sheet
 
-__all__ = ["REPORT_FILE", "SHEET_FILE", "write_report"]
+__all__ = ["REPORT_FILE", "SHEET_FILE", "write_contest_report", "write_report"]
 
 REPORT_FILE = "report.html"
 SHEET_FILE = "sheet.png"
 _SHOWN = 6  # prompts
 _PICTURES = 40  # in all, about: a phone's browser plays no more films than that
+_MOST_BESIDE = 7  # pictures in a line
 _TONES = 6  # colours in style.css
+_GREY = "rest"
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,21 @@ class Column:
     result: Result | None
 
 
-def write_report(comparisons: Comparison | Sequence[Comparison], out: str | Path) -> Path:
+def write_contest_report(out: str | Path) -> Path:
+    """Write the report of the finished contest in ``out`` beside its ``contest.json``."""
+    return write_report(load_comparison(out), out, Contest.load(out))
+
+
+def write_report(
+    comparisons: Comparison | Sequence[Comparison], out: str | Path, contest: Contest | None = None
+) -> Path:
     """Write ``report.html`` and ``sheet.png`` into the directory ``out``; returns the page.
 
     Args:
         comparisons: One or more, as ``compare`` returns them or ``Comparison.load`` reads them;
             each becomes a section.
         out: Made when it is missing; files of these two names are replaced.
+        contest: What the comparison, one then, was made for: who is nearest comes first.
 
     Raises InputError when a file of a comparison's folder is damaged.
     """
@@ -62,14 +73,14 @@ def write_report(comparisons: Comparison | Sequence[Comparison], out: str | Path
     environment.filters.update(words.FILTERS)
     page = environment.get_template("report.html.j2").render(
         title=" · ".join(comparison.pipeline for comparison in comparisons),
-        sections=[_section(comparison) for comparison in comparisons],
+        sections=[_section(comparison, contest) for comparison in comparisons],
         provenance=comparisons[0].provenance,
     )
     write_atomic(Path(out) / SHEET_FILE, sheet(comparisons))
     return write_atomic(Path(out) / REPORT_FILE, page)
 
 
-def _section(comparison: Comparison) -> dict[str, object]:
+def _section(comparison: Comparison, contest: Contest | None) -> dict[str, object]:
     columns = _columns(comparison)
     results = [column.result for column in columns if column.result is not None]
     spans = [end for result in results for end in result.psnr_db_ci]
@@ -77,7 +88,10 @@ def _section(comparison: Comparison) -> dict[str, object]:
     shown = _shown(comparison)
     return {
         "comparison": comparison,
+        "contest": contest,
+        "standings": "" if contest is None else _standings(contest, columns),
         "columns": columns,
+        "per_line": _per_line(len(columns)),
         "verdict": words.verdict(comparison),
         "best": words.best(comparison),
         "bars": {
@@ -88,17 +102,18 @@ def _section(comparison: Comparison) -> dict[str, object]:
             if column.result is not None
         },
         "rows": [_sample_row(comparison, columns, index, note) for index, note in shown],
+        "all_seeds": all(column.tone != _GREY for column in columns),
         "seeds": figures.psnr_by_seed(
             [
                 figures.Series(
                     column.name,
                     column.tone,
-                    tuple(row.psnr_db or 0.0 for row in column.result.samples),
+                    column.result.psnr_by_seed,
                     column.result.psnr_db,
                     column.result.psnr_db_ci,
                 )
                 for column in columns
-                if column.result is not None
+                if column.result is not None and column.tone != _GREY
             ],
             comparison.provenance.seed,
         ),
@@ -107,12 +122,48 @@ def _section(comparison: Comparison) -> dict[str, object]:
 
 
 def _columns(comparison: Comparison) -> list[Column]:
+    """Of many quantized pipelines, the nearest to float have a colour of their own."""
     columns = [Column("float", "float", None)]
     if comparison.float_bf16 is not None:
         columns.append(Column("float bf16", "bf16", comparison.float_bf16))
-    for index, result in enumerate(comparison.results):
-        columns.append(Column(result.name, f"q{index % _TONES}", result))
+    nearest = sorted(comparison.results, key=lambda result: -result.psnr_db)[:_TONES]
+    tones = (f"q{index}" for index in range(_TONES))
+    for result in comparison.results:
+        columns.append(Column(result.name, next(tones) if result in nearest else _GREY, result))
     return columns
+
+
+def _per_line(count: int) -> int:
+    """Pictures beside each other: all, or lines of one length that are wide enough to look at."""
+    return math.ceil(count / math.ceil(count / _MOST_BESIDE))
+
+
+def _standings(contest: Contest, columns: Sequence[Column]) -> Markup:
+    """A shootout by PSNR, the yardstick at its place; a ladder from its first step on."""
+    tones = {column.name: column.tone for column in columns}
+    rows = [contest.float_bf16, *contest.rows]
+    ladder = contest.kind == "ladder"
+    if not ladder:
+        rows.sort(key=lambda row: -row.psnr_db)
+    shown = [
+        figures.Standing(
+            name=row.name.replace("_", " "),
+            tone=tones[row.name] if _is_ours(row, contest) else _GREY,
+            mean=row.psnr_db,
+            interval=row.psnr_db_ci,
+            bits=f"{row.weight_bits:.2f}",
+            gain=words.gain(row.gain),
+            ours=_is_ours(row, contest),
+        )
+        for row in rows
+    ]
+    return figures.standings(
+        shown, "over the row before, dB" if ladder else f"over {contest.bits}, dB"
+    )
+
+
+def _is_ours(row: Row, contest: Contest) -> bool:
+    return contest.kind == "shootout" and row.name == contest.bits
 
 
 def _shown(comparison: Comparison) -> list[tuple[int, str]]:

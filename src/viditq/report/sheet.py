@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from viditq.evaluation import Comparison
+from viditq.evaluation import Comparison, Result
 from viditq.evaluation.measure import FLOAT
 from viditq.evaluation.media import to_bytes
 from viditq.evaluation.samples import read_sample
@@ -17,14 +17,22 @@ __all__ = ["sheet"]
 
 _CELL, _GAP, _PROMPT, _HEADER = 192, 10, 150, 46
 _ROWS = 4
+_BESIDE = 6  # quantized pipelines beside float; more begin a new band
 _INK, _MUTED, _PAPER = (28, 30, 33), (104, 108, 115), (255, 255, 255)
 
 
 def sheet(comparisons: Sequence[Comparison], rows: int = _ROWS) -> bytes:
-    """The first ``rows`` prompts of each comparison as a PNG file; a video shows one frame."""
+    """The first ``rows`` prompts of each comparison as a PNG file; a video shows one frame.
+
+    Many pipelines come in several bands below each other, each with the float samples again.
+    """
     from PIL import Image
 
-    blocks = [_block(comparison, rows) for comparison in comparisons]
+    blocks = [
+        _block(comparison, comparison.results[start : start + _BESIDE], rows)
+        for comparison in comparisons
+        for start in range(0, len(comparison.results), _BESIDE)
+    ]
     width = max(block.width for block in blocks)
     page = Image.new("RGB", (width, sum(block.height for block in blocks)), _PAPER)
     top = 0
@@ -36,12 +44,12 @@ def sheet(comparisons: Sequence[Comparison], rows: int = _ROWS) -> bytes:
     return buffer.getvalue()
 
 
-def _block(comparison: Comparison, rows: int):
+def _block(comparison: Comparison, results: Sequence[Result], rows: int):
     from PIL import Image, ImageDraw, ImageFont
 
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
-    names = [FLOAT, *(result.name for result in comparison.results)]
-    notes = ["fp32", *(f"{result.psnr_db:.1f} dB" for result in comparison.results)]
+    names = [FLOAT, *(result.name for result in results)]
+    notes = ["fp32", *(f"{result.psnr_db:.1f} dB" for result in results)]
     samples = comparison.float_.samples[:rows]
     width = _PROMPT + len(names) * (_CELL + _GAP) + _GAP
     height = _HEADER + len(samples) * (_CELL + _GAP) + _GAP

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from viditq.evaluation import Comparison, Result, SampleRow
-from viditq.evaluation.intervals import bootstrap_mean
+from viditq.evaluation.gains import Gain, psnr_gain
 
-__all__ = ["FILTERS", "best", "other_reading", "verdict"]
+__all__ = ["FILTERS", "best", "gain", "other_reading", "verdict"]
 
 
 def verdict(comparison: Comparison) -> list[dict[str, str]]:
@@ -35,7 +35,7 @@ def best(comparison: Comparison) -> dict[str, str]:
         "psnr_db": lambda result: result.psnr_db,
         "ssim": lambda result: result.ssim,
         "feature_distance": lambda result: -result.feature_distance,
-        "same_as_float": lambda result: _share(result, "same_as_float"),
+        "same_as_float": lambda result: (result.share("same_as_float") or (None,))[0],
         "flow_difference": lambda result: (
             None if result.flow_difference is None else -result.flow_difference
         ),
@@ -50,6 +50,15 @@ def best(comparison: Comparison) -> dict[str, str]:
         if len(names) == 1 and len(scored) > 1:
             winners[column] = names[0]
     return winners
+
+
+def gain(value: Gain | None) -> str:
+    """``+3.2 [+2.9, +3.5]``, and ``within`` where 0 is inside; empty where there is none."""
+    if value is None:
+        return ""
+    low, high = value.psnr_db_ci
+    within = ", within" if value.outcome == "within" else ""
+    return f"{value.psnr_db:+.1f} [{low:+.1f}, {high:+.1f}]{within}"
 
 
 def other_reading(row: SampleRow, float_row: SampleRow) -> str:
@@ -68,9 +77,9 @@ def _finding(what: str, result: Result, comparison: Comparison) -> dict[str, str
     details = []
     if comparison.float_bf16 is not None:
         details.append(_against_bf16(result, comparison.float_bf16))
-    same = _share(result, "same_as_float")
+    same = result.share("same_as_float")
     if same is not None:
-        details.append(f"{_percent(same)} of the samples read just as float’s")
+        details.append(f"{_percent(same[0])} of the samples read just as float’s")
     return {
         "what": what,
         "name": result.name,
@@ -81,18 +90,12 @@ def _finding(what: str, result: Result, comparison: Comparison) -> dict[str, str
 
 def _against_bf16(result: Result, yardstick: Result) -> str:
     """Seed by seed, and no claim where the interval of the difference holds 0."""
-    pairs = zip(result.samples, yardstick.samples, strict=True)
-    gains = [(ours.psnr_db or 0.0) - (theirs.psnr_db or 0.0) for ours, theirs in pairs]
-    low, high = bootstrap_mean(gains)
-    if low <= 0 <= high:
+    found = psnr_gain(result.psnr_by_seed, yardstick.psnr_by_seed, yardstick.name)
+    if found.outcome == "within":
+        low, high = found.psnr_db_ci
         return f"about as near as the float pipeline run in bf16 ({low:+.1f} to {high:+.1f} dB)"
-    side = "nearer to float than" if low > 0 else "farther from float than"
-    return f"{abs(sum(gains) / len(gains)):.1f} dB {side} the float pipeline run in bf16"
-
-
-def _share(result: Result, key: str) -> float | None:
-    value = (result.judge or {}).get(key)
-    return value if isinstance(value, float) else None
+    side = "nearer to float than" if found.outcome == "won" else "farther from float than"
+    return f"{abs(found.psnr_db):.1f} dB {side} the float pipeline run in bf16"
 
 
 def _decibel(value: float) -> str:
