@@ -35,7 +35,6 @@ __all__ = [
     "check_finite",
     "group_layers",
     "linear_named",
-    "needs_gradients",
     "output_sqnr_db",
     "quantize_",
     "quantize_readers",
@@ -62,8 +61,8 @@ def quantize_(
         model: a diffusion transformer with an adapter.
         plan: what to do to each layer.
         stats: calibration statistics by layer name.
-        gradients: second moments of the gradients at the outputs, by layer name; those of the
-            layers that :func:`needs_gradients` names must be there.
+        gradients: second moments of the gradients at the outputs, by layer name; those of layers
+            that are rounded two-sidedly must be there.
         track: shows progress.
 
     Returns:
@@ -77,8 +76,8 @@ def quantize_(
     """
     infos = planned_layers(model, plan)
     check_finite(model)
-    needed = needs_gradients({name: [layer] for name, layer in plan.layers.items()})
-    if missing := set(needed) - set(gradients or {}):
+    two_sided = {n for n, layer in plan.layers.items() if layer.rounding == "two_sided"}
+    if missing := two_sided - set(gradients or {}):
         raise CalibrationError(
             f"{min(missing)} is to be rounded two-sidedly, and there are no gradients of it; give "
             f"what observe_gradients returns."
@@ -285,15 +284,6 @@ def _static_grid(plan: LayerPlan, stats: LayerStats, balance: Balance) -> Grid:
 
 def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
-
-
-def needs_gradients(candidates: Mapping[str, Sequence[LayerPlan]]) -> list[str]:
-    """The layers whose rounding may need the gradients at their outputs."""
-    return [
-        name
-        for name, plans in candidates.items()
-        if any(plan.rounding == "two_sided" for plan in plans)
-    ]
 
 
 def group_layers(infos: Iterable[LayerInfo]) -> dict[str, list[LayerInfo]]:

@@ -130,6 +130,11 @@ class Recipe(Value):
                 resolved[name] = _candidates(fields, f"Recipe {self.name!r}, layer {name!r}")
         return resolved
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a layer may be rounded two-sidedly."""
+        return any(search.rounding == "two_sided" for search in (self.default, *self.rule))
+
     def at(self, bits: str) -> "Recipe":
         """This method with weights and activations of ``bits``, like ``w4a8``.
 

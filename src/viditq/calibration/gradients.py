@@ -13,7 +13,7 @@ the output counts: of a model that predicts a variance too, the first half.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,36 +38,32 @@ def observe_gradients(
     recorded: CalibrationSet,
     folder: str | Path,
     *,
-    layers: Iterable[str],
     memory_bytes: int = 4 << 30,
     track: Track = quiet,
 ) -> GradientStats:
-    """Collect the second moment of the gradient at the output of ``layers``.
+    """Collect the second moment of the gradient at the output of every linear layer of a block.
 
     Args:
         model: the float transformer that the calls were recorded from.
         recorded: its calibration set.
         folder: where the moments go.
-        layers: names of linear layers; those of an earlier call in ``folder`` must be the same.
         memory_bytes: bound on the moments held at once; a single one may exceed it.
         track: shows progress.
 
     Raises:
         CalibrationError: the set was recorded from another model, or ``folder`` holds moments of
-            another set or of other layers.
+            another set.
     """
     check_recorded_from(model, recorded)
     infos = adapter_for(model).layers(model)
-    wanted = sorted(layers, key=list(infos).index)
-    observed = recorded.info.model_dump_json() + ",".join(wanted)
     stats = GradientStats.create(
         folder,
-        observed=hashlib.sha256(observed.encode()).hexdigest()[:16],
+        observed=hashlib.sha256(recorded.info.model_dump_json().encode()).hexdigest()[:16],
         steps=recorded.info.steps,
-        layers={name: file_of(name) for name in wanted},
+        layers={name: file_of(name) for name in infos},
     )
     missing = stats.missing
-    waiting = [infos[name] for name in wanted if file_of(name) in missing]
+    waiting = [info for name, info in infos.items() if file_of(name) in missing]
     passes = in_batches(waiting, lambda info: 4 * info.out_features**2, memory_bytes)
     for number, batch in enumerate(passes):
         what = "gradients" if len(passes) == 1 else f"gradients {number + 1}/{len(passes)}"

@@ -28,7 +28,6 @@ import torch
 
 from viditq import pipelines
 from viditq.calibration import observe, observe_gradients
-from viditq.convert import needs_gradients
 from viditq.errors import InputError, PlanError, ViditqError
 from viditq.evaluation import metrics
 from viditq.evaluation.compare import (
@@ -50,7 +49,6 @@ from viditq.evaluation.sampling import Settings, Source
 from viditq.evaluation.standings import CONTEST_FILE, Contest
 from viditq.evaluation.workers import count_workers, crew
 from viditq.files import check_replaceable, write_atomic
-from viditq.planning import candidates_for
 from viditq.progress import Track, quiet
 from viditq.prompts import hash_prompts
 from viditq.recipe import Recipe
@@ -298,9 +296,8 @@ def _calibrate(stage: _Stage, recipes: Sequence[Recipe], track: Track) -> None:
     )
     model, folder = pipe.transformer, stage.calibration
     observe(model, recorded, folder / "stats", track=track)
-    for recipe in recipes:
-        if layers := needs_gradients(candidates_for(model, recipe)):
-            observe_gradients(model, recorded, folder / "gradients", layers=layers, track=track)
+    if any(recipe.needs_gradients for recipe in recipes):
+        observe_gradients(model, recorded, folder / "gradients", track=track)
 
 
 def _enter(stage: _Stage, recipe: Recipe, track: Track) -> float:

@@ -24,7 +24,7 @@ from viditq.calibration import (
     observe_gradients,
 )
 from viditq.checkpoint import Provenance
-from viditq.convert import check_finite, needs_gradients, quantize_
+from viditq.convert import check_finite, quantize_
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
@@ -32,7 +32,7 @@ from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from viditq.pipelines.record import DEFAULT_KEPT_STEPS, record
 from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve, stored_dtype
 from viditq.plan import Plan
-from viditq.planning import candidates_for, make_plan
+from viditq.planning import make_plan
 from viditq.progress import Track, quiet
 from viditq.prompts import read_prompts
 from viditq.recipe import Recipe, load_recipe
@@ -124,10 +124,8 @@ def quantize(
     fingerprint = model_fingerprint(model)
     stats = observe(model, recorded, stats_folder, track=track)
     gradients = None
-    if layers := needs_gradients(candidates_for(model, recipe)):
-        gradients = observe_gradients(
-            model, recorded, work / "gradients", layers=layers, track=track
-        )
+    if recipe.needs_gradients:
+        gradients = observe_gradients(model, recorded, work / "gradients", track=track)
     plan = make_plan(model, recipe, stats, gradients, track=track)
     reference = _outputs(model, recorded)
     diagnostics = quantize_(model, plan, stats, gradients, track=track)

@@ -21,7 +21,7 @@ from viditq.progress import Track, quiet
 from viditq.recipe import Recipe
 from viditq.stats import LayerStats, stats_of
 
-__all__ = ["candidates_for", "make_plan"]
+__all__ = ["make_plan"]
 
 
 def make_plan(
@@ -45,7 +45,7 @@ def make_plan(
     adapter = adapter_for(model)
     infos = adapter.layers(model)
     check_finite(model)
-    candidates = candidates_for(model, recipe)
+    candidates = recipe.resolve({name: info.role for name, info in infos.items()})
     if not candidates:
         raise PlanError(f"The recipe {recipe.name!r} leaves every layer of the model float.")
     groups = group_layers(info for name, info in infos.items() if name in candidates)
@@ -64,12 +64,6 @@ def make_plan(
             )
         chosen |= {info.name: plan for info, plan in zip(group, best, strict=True)}
     return Plan(model=adapter.name, recipe=recipe.name, layers=chosen)
-
-
-def candidates_for(model: nn.Module, recipe: Recipe) -> dict[str, list[LayerPlan]]:
-    """What ``recipe`` allows for each layer of ``model``."""
-    infos = adapter_for(model).layers(model)
-    return recipe.resolve({name: info.role for name, info in infos.items()})
 
 
 def _joint_options(candidates: list[list[LayerPlan]]) -> list[list[LayerPlan]]:
