@@ -1,6 +1,7 @@
 """Tiny random pipelines in diffusers layout, of any width, depth and caption size.
 
-They stand for checkpoints made elsewhere: stock classes, stock saving, nothing of viditq.
+They stand for checkpoints made elsewhere: stock classes, stock saving, and of viditq nothing but
+the classes that diffusers does not have.
 """
 
 from pathlib import Path
@@ -18,6 +19,8 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from viditq.models.stdit import STDiTTransformer3DModel
 
 WORDS = [
     "a",
@@ -108,6 +111,20 @@ def latte(*, heads: int = 2, head_dim: int = 16, layers: int = 1, caption: int =
     )
     return LattePipeline(
         tokenizer(), text_encoder(caption), autoencoder(), transformer, DDIMScheduler()
+    )
+
+
+def stdit(*, heads: int = 2, head_dim: int = 16, layers: int = 2, caption: int = 16):
+    """The transformer of Open-Sora 1.0; captions have up to twelve tokens."""
+    torch.manual_seed(0)
+    return STDiTTransformer3DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        num_layers=layers,
+        sample_size=8,
+        video_length=2,
+        caption_channels=caption,
+        caption_length=12,
     )
 
 

@@ -183,18 +183,17 @@ def load(
 
 def _quantized_without_storage(folder: Path) -> tuple[Any, QuantizationConfig, Plan]:
     """The model that ``folder`` describes, with empty quantized layers, and the description."""
-    import diffusers
     from accelerate import init_empty_weights
 
     raw, config = read_config(folder)
     path, name = folder / CONFIG, raw.get("_class_name")
     if not isinstance(name, str):
         raise CheckpointError(f"{path} does not say which class the model is (_class_name).")
-    adapter_named(name)
+    adapter = adapter_named(name)
     plan = Plan.from_json(config.plan, where=str(path))
     try:
         with init_empty_weights():
-            model = getattr(diffusers, name).from_config(raw)
+            model = adapter.transformer_class.from_config(raw)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} describes no {name} that can be made ({reason}).") from error

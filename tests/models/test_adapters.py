@@ -66,6 +66,11 @@ CASES = {
         (2, 4, 2, 8, 8),
         {"adaln_single", "caption_projection", "proj_out"},
     ),
+    "stdit": Case(
+        lambda: tiny.stdit(layers=11),
+        (2, 4, 2, 8, 8),
+        {"adaln_single", "caption_projection", "proj_out"},
+    ),
     "flux": Case(
         lambda: tiny.flux(layers=11, single_layers=2),
         (),
@@ -136,7 +141,8 @@ def test_facts_about_each_layer(model):
         assert info.role in ROLES
         assert name.startswith(f"{info.block}.")
         assert isinstance(model.get_submodule(info.block), nn.Module)
-        assert ("temporal" in info.role) == (name.startswith("temporal") and ".attn" in name)
+        over_time = "temporal" in name and "attn" in name and ".attn2." not in name
+        assert ("temporal" in info.role) == over_time
 
 
 def test_layers_of_one_group_read_one_tensor_and_others_do_not(model, case):
@@ -186,6 +192,7 @@ def test_a_group_is_named_after_its_first_layer(model):
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
 def test_an_adapter_is_found_by_its_class(adapter):
     assert adapter_named(adapter.transformer) is adapter
+    assert adapter.transformer_class.__name__ == adapter.transformer
     assert adapter.name in CASES
     assert adapter.kind in ("image", "video")
 

@@ -9,6 +9,8 @@ norms and the final layer are below one per cent of the work and carry the signa
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
+from typing import Any
 
 from torch import nn
 
@@ -43,7 +45,7 @@ class Adapter:
 
     Attributes:
         name: of the family.
-        transformer: class name in diffusers.
+        transformer: class name.
         kind: what the pipelines make, ``image`` or ``video``.
         roles: for each list of blocks (attribute of the transformer), the role of each linear
             layer, by its name within the block, in forward order.
@@ -51,6 +53,7 @@ class Adapter:
         token_masks: role of layers whose input is padded -> the transformer's argument, (B, S),
             that says which tokens are valid.
         interleaved: the lists run one block of each in turn, not one list after the other.
+        module: where the class is, for those that diffusers does not have.
     """
 
     name: str
@@ -60,6 +63,12 @@ class Adapter:
     shared_inputs: tuple[tuple[str, ...], ...]
     token_masks: Mapping[str, str] = field(default_factory=dict)
     interleaved: bool = False
+    module: str = "diffusers"
+
+    @property
+    def transformer_class(self) -> Any:
+        """The class itself; its module is imported for it, which takes seconds."""
+        return getattr(import_module(self.module), self.transformer)
 
     @cached_property
     def _first(self) -> dict[str, str]:
