@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     FluxTransformer2DModel,
     LattePipeline,
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from viditq.models.stdit import STDiTTransformer3DModel
+from viditq.pipelines.opensora import OpenSoraPipeline
 
 WORDS = [
     "a",
@@ -125,6 +127,20 @@ def stdit(*, heads: int = 2, head_dim: int = 16, layers: int = 2, caption: int =
         video_length=2,
         caption_channels=caption,
         caption_length=12,
+    )
+
+
+def opensora(*, caption: int = 16, **sizes: int):
+    torch.manual_seed(0)
+    return OpenSoraPipeline(
+        tokenizer(), text_encoder(caption), autoencoder(), stdit(caption=caption, **sizes), iddpm()
+    )
+
+
+def iddpm() -> DDPMScheduler:
+    """The sampler of Open-Sora 1.0."""
+    return DDPMScheduler(
+        variance_type="learned_range", clip_sample=False, timestep_spacing="linspace"
     )
 
 

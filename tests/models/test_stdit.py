@@ -1,53 +1,20 @@
-"""STDiT computes what Open-Sora computes.
-
-``opensora-1.0.safetensors`` was made with the code of hpcaitech/Open-Sora v1.0.0 itself, in fp32
-without its accelerated kernels: a network of two blocks (``config`` in the file's metadata has the
-arguments of ``STDiT``) with random weights, its outputs on two captions, one of them padded, and
-two samples of its scheduler ``iddpm``, 4 steps with guidance 4, of which the noise was kept. Of
-what that code imports only xformers' attention was replaced, by a softmax within each caption.
-"""
-
-import json
-from pathlib import Path
+"""STDiT computes what Open-Sora computes."""
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 
-from viditq.models.opensora_checkpoint import stdit_from
+import upstream
 from viditq.models.stdit import STDiTTransformer3DModel
-
-UPSTREAM = Path(__file__).with_name("opensora-1.0.safetensors")
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    return load_file(UPSTREAM)
-
-
-def upstream_model(recorded):
-    """The network that upstream's outputs are of."""
-    with safe_open(UPSTREAM, "pt") as file:
-        config = json.loads(file.metadata()["config"])
-    weights = {
-        n.removeprefix("weights."): t for n, t in recorded.items() if n.startswith("weights")
-    }
-    frames, size, _ = config["input_size"]
-    return stdit_from(
-        weights,
-        "the fixture",
-        num_attention_heads=config["num_heads"],
-        sample_size=size,
-        video_length=frames,
-        spatial_interpolation_scale=config["space_scale"],
-        temporal_interpolation_scale=config["time_scale"],
-    )
+    return upstream.recorded()
 
 
 @pytest.fixture(scope="module")
-def model(recorded):
-    return upstream_model(recorded)
+def model():
+    return upstream.stdit()
 
 
 def call(model, recorded, mask):

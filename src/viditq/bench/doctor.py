@@ -35,8 +35,16 @@ __all__ = ["Diagnosis", "LayerVerdict", "diagnose"]
 BRANCHES = 2
 """With guidance every step runs on the conditional and the unconditional branch together."""
 
-TEXT_TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300, "LattePipeline": 120}
+TEXT_TOKENS = {
+    "PixArtAlphaPipeline": 120,
+    "PixArtSigmaPipeline": 300,
+    "LattePipeline": 120,
+    "OpenSoraPipeline": 120,
+}
 """Caption length of each pipeline, padding included."""
+
+REPEATS_CAPTIONS = ("LattePipeline",)
+"""Pipelines that show the caption to every frame by itself."""
 
 TEXT_ROLES = ("cross_attn.kv",)
 
@@ -199,8 +207,7 @@ def _token_counts(model: Any, pipeline: str, tokens: int | None) -> dict[str, in
     config = model.config
     frames = int(config.get("video_length", 1))
     latent = BRANCHES * frames * (config.sample_size // config.patch_size) ** 2
-    # Latte repeats the caption for every frame.
-    text = BRANCHES * frames * TEXT_TOKENS[pipeline]
+    text = BRANCHES * TEXT_TOKENS[pipeline] * (frames if pipeline in REPEATS_CAPTIONS else 1)
     return {"latent": latent if tokens is None else tokens, "text": text}
 
 

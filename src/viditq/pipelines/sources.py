@@ -139,13 +139,11 @@ def load(
     target = resolve_device(device)
     folder = resolve(source)
     index = read_index(folder)
-    import diffusers
-
     components: dict[str, Any] = {}
     if checkpoint.is_quantized(folder / TRANSFORMER):
         fuse = blocks.is_faster(target) if fuse is None else fuse
         components[TRANSFORMER] = checkpoint.load(folder / TRANSFORMER, dtype=dtype, fuse=fuse)
-    pipeline = getattr(diffusers, index["_class_name"])
+    pipeline = family_named(index["_class_name"]).pipeline_class
     with _quiet_libraries():
         try:
             pipe = pipeline.from_pretrained(folder, dtype=dtype, **components)
