@@ -10,7 +10,6 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
-    DDPMScheduler,
     DPMSolverMultistepScheduler,
     FluxTransformer2DModel,
     LattePipeline,
@@ -22,7 +21,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from viditq.models.stdit import STDiTTransformer3DModel
-from viditq.pipelines.opensora import OpenSoraPipeline
+from viditq.pipelines.opensora import OpenSoraPipeline, iddpm
 
 WORDS = [
     "a",
@@ -134,13 +133,6 @@ def opensora(*, caption: int = 16, **sizes: int):
     torch.manual_seed(0)
     return OpenSoraPipeline(
         tokenizer(), text_encoder(caption), autoencoder(), stdit(caption=caption, **sizes), iddpm()
-    )
-
-
-def iddpm() -> DDPMScheduler:
-    """The sampler of Open-Sora 1.0."""
-    return DDPMScheduler(
-        variance_type="learned_range", clip_sample=False, timestep_spacing="linspace"
     )
 
 

@@ -2,8 +2,8 @@
 
 ``models/opensora-1.0.safetensors`` was made with hpcaitech/Open-Sora v1.0.0, in fp32 on the CPU: a
 network of two blocks (``config`` in the file's metadata has the arguments of ``STDiT``), its
-outputs on two captions, one of them padded, and two samples of its scheduler ``iddpm``, 4 steps with
-guidance 4, of which the noise was kept. Of what that code imports only xformers' attention was
+outputs on two captions, one of them padded, and two samples of its scheduler ``iddpm``, 4 steps
+with guidance 4, of which the noise was kept. Of what that code imports only xformers' attention was
 replaced, by a softmax within each caption; its accelerated kernels were off.
 """
 

@@ -10,6 +10,7 @@ import pytest
 from viditq import __version__
 
 COMMANDS = ("quantize", "generate", "compare", "inspect", "analyze", "doctor", "demo")
+COMMANDS += ("convert-opensora",)
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "matplotlib", "scipy", "pydantic", "av"}
 
 

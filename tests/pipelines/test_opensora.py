@@ -15,7 +15,7 @@ from viditq import checkpoint, pipelines
 from viditq.errors import CheckpointError, InputError
 from viditq.evaluation import compare
 from viditq.nn import QuantLinear
-from viditq.pipelines.opensora import OpenSoraPipeline
+from viditq.pipelines.opensora import OpenSoraPipeline, iddpm
 
 PROMPTS = ["a red star", "A small blue square moving left over green "]
 SAMPLES = {"prompts": PROMPTS, "seeds": [3, 1], "steps": 3}
@@ -124,7 +124,7 @@ def test_a_scheduler_without_learned_variance(source):
     for other in (DDIMScheduler, DPMSolverMultistepScheduler):
         pipe.scheduler = other.from_config(pipe.scheduler.config, variance_type=None)
         assert not torch.equal(pipelines.generate(pipe, **SAMPLES), stochastic)
-    pipe.scheduler = DDIMScheduler.from_config(tiny.iddpm().config)
+    pipe.scheduler = DDIMScheduler.from_config(iddpm().config)
     pipelines.generate(pipe, **SAMPLES)
 
 

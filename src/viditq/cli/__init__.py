@@ -11,6 +11,7 @@ from viditq import __version__
 from viditq.cli.analyze import analyze
 from viditq.cli.bench import bench
 from viditq.cli.compare import compare
+from viditq.cli.convert_opensora import convert_opensora
 from viditq.cli.demo import demo
 from viditq.cli.doctor import doctor
 from viditq.cli.generate import generate
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quantize, generate, compare, inspect, analyze, doctor, demo):
+for command in (quantize, generate, compare, inspect, analyze, doctor, demo, convert_opensora):
     app.command(no_args_is_help=command is not demo)(command)
 app.add_typer(bench)
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from viditq.errors import InputError
 from viditq.models.stdit import STDiTTransformer3DModel
 
-__all__ = ["OpenSoraPipeline", "OpenSoraPipelineOutput"]
+__all__ = ["OpenSoraPipeline", "OpenSoraPipelineOutput", "iddpm"]
 
 
 @dataclass
@@ -151,3 +151,10 @@ class OpenSoraPipeline(DiffusionPipeline):
         frames = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         video = torch.stack([self.vae.decode(f).sample for f in frames.unbind(2)], dim=2)
         return self.video_processor.postprocess_video(video.float(), output_type)
+
+
+def iddpm() -> DDPMScheduler:
+    """The sampler of Open-Sora 1.0: ancestral, with the learned variance, 1000 steps or fewer."""
+    return DDPMScheduler(
+        variance_type="learned_range", clip_sample=False, timestep_spacing="linspace"
+    )
