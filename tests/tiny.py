@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from viditq.models.stdit import STDiTTransformer3DModel
+from viditq.models.stdit3 import STDiT3Transformer3DModel
 from viditq.pipelines.opensora import OpenSoraPipeline, iddpm
 
 WORDS = [
@@ -124,6 +125,19 @@ def stdit(*, heads: int = 2, head_dim: int = 16, layers: int = 2, caption: int =
         num_layers=layers,
         sample_size=8,
         video_length=2,
+        caption_channels=caption,
+        caption_length=12,
+    )
+
+
+def stdit3(*, heads: int = 2, head_dim: int = 16, layers: int = 2, caption: int = 16):
+    """The transformer of Open-Sora 1.2; captions have up to twelve tokens."""
+    torch.manual_seed(0)
+    return STDiT3Transformer3DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        num_layers=layers,
+        base_size=32,
         caption_channels=caption,
         caption_length=12,
     )

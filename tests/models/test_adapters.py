@@ -71,6 +71,12 @@ CASES = {
         (2, 4, 2, 8, 8),
         {"adaln_single", "caption_projection", "proj_out"},
     ),
+    "stdit3": Case(
+        lambda: tiny.stdit3(layers=11),
+        (2, 4, 2, 8, 8),
+        {"time_embedding", "fps_embedding", "time_modulation", "caption_projection", "proj_out"},
+        lambda: {"fps": torch.tensor([24, 24]), "height": 64, "width": 64},
+    ),
     "flux": Case(
         lambda: tiny.flux(layers=11, single_layers=2),
         (),

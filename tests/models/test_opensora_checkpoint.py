@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 import upstream
 from checks import refuses
 from viditq.errors import InputError
-from viditq.models.opensora_checkpoint import load_stdit, read_tensors, stdit_from
+from viditq.models.opensora_checkpoint import is_stdit3, read_tensors, stdit3_from, stdit_from
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def convert(**changed):
 
 
 def test_every_number_arrives(checkpoint):
-    model = load_stdit(checkpoint, **upstream.options())
+    model = stdit_from(read_tensors(checkpoint), "model.pth", **upstream.options())
     arrived = model.state_dict()
     weights = {n: t for n, t in upstream.weights().items() if not n.startswith("pos_embed")}
     assert len(arrived) == len(weights)
@@ -139,3 +139,25 @@ def test_a_tensor_that_is_wrong(changed, facts):
 def test_an_option_that_does_not_fit(option, value, fact):
     with refuses(InputError, "model.pth", fact):
         stdit_from(upstream.weights(), "model.pth", **{**upstream.options(), option: value})
+
+
+class TestVersion12:
+    def test_sizes_follow_from_the_shapes(self):
+        config = upstream.stdit3().config
+        assert (config.num_layers, config.attention_head_dim, config.caption_length) == (2, 8, 7)
+
+    def test_which_version_it_is(self):
+        assert is_stdit3(upstream.weights("1.2"))
+        assert not is_stdit3(upstream.weights())
+
+    def test_the_other_version_is_refused(self):
+        with refuses(InputError, "model.pth", "no checkpoint of Open-Sora 1.2", "'spatial_blocks'"):
+            stdit3_from(upstream.weights(), "model.pth", num_attention_heads=3)
+        with refuses(InputError, "model.pth", "no checkpoint of Open-Sora 1.0", "'blocks'"):
+            stdit_from(upstream.weights("1.2"), "model.pth", num_attention_heads=3)
+
+    def test_a_tensor_is_missing(self):
+        tensors = dict(upstream.weights("1.2"))
+        del tensors["temporal_blocks.1.attn.k_norm.weight"]
+        with refuses(InputError, "'temporal_blocks.1.attn.k_norm.weight'", "1 of "):
+            stdit3_from(tensors, "model.pth", num_attention_heads=3)

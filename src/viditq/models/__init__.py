@@ -7,13 +7,13 @@ from viditq.models.adapter import Adapter, LayerInfo
 from viditq.models.cogvideox import COGVIDEOX
 from viditq.models.flux import FLUX
 from viditq.models.latte import LATTE
-from viditq.models.opensora import STDIT
+from viditq.models.opensora import STDIT, STDIT3
 from viditq.models.pixart import PIXART
 from viditq.models.wan import WAN
 
 __all__ = ["ADAPTERS", "Adapter", "LayerInfo", "adapter_for", "adapter_named"]
 
-ADAPTERS = (PIXART, LATTE, STDIT, FLUX, WAN, COGVIDEOX)
+ADAPTERS = (PIXART, LATTE, STDIT, STDIT3, FLUX, WAN, COGVIDEOX)
 
 
 def adapter_named(class_name: str) -> Adapter:

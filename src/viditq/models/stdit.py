@@ -27,9 +27,15 @@ __all__ = [
     "STDiTBlock",
     "STDiTTransformer3DModel",
     "SelfAttention",
+    "along_time",
+    "in_frames",
     "modulated",
+    "patches",
+    "position_angles",
     "sincos",
-    "unpatchify",
+    "sincos_2d",
+    "split",
+    "video",
 ]
 
 
@@ -87,10 +93,7 @@ class STDiTTransformer3DModel(ModelMixin, ConfigMixin):
         self.proj_out = nn.Linear(width, patch_size**2 * out_channels)
 
         side = torch.arange(sample_size // patch_size) / spatial_interpolation_scale
-        down, right = torch.meshgrid(side, side, indexing="ij")
-        place = torch.cat(
-            [sincos(right.flatten(), width // 2), sincos(down.flatten(), width // 2)], 1
-        )
+        place = sincos_2d(side, side, width)
         time = sincos(torch.arange(video_length) / temporal_interpolation_scale, width)
         self.register_buffer("spatial_position", place, persistent=False)
         self.register_buffer("temporal_position", time, persistent=False)
@@ -120,26 +123,22 @@ class STDiTTransformer3DModel(ModelMixin, ConfigMixin):
                 f"hidden_states has shape {tuple(hidden_states.shape)}; this network is made for "
                 f"(batch, {', '.join(map(str, self.video_shape))})."
             )
-        batch, _, frames, height, width = hidden_states.shape
-        tokens = self.patch_embedding(hidden_states).flatten(3).permute(0, 2, 3, 1)  # (B, T, S, C)
+        tokens = patches(self.patch_embedding(hidden_states))
         dtype = tokens.dtype
-        tokens = (tokens + self.spatial_position.to(dtype)).flatten(1, 2)
-        modulation, embedded_timestep = self.adaln_single(
-            timestep, batch_size=batch, hidden_dtype=dtype
-        )
-        modulation = modulation.unflatten(1, (6, -1))
+        tokens = tokens + self.spatial_position.to(dtype)
+        modulation, embedded_timestep = self.adaln_single(timestep, hidden_dtype=dtype)
+        modulation = modulation.unflatten(1, (6, -1))[:, None]
         caption = self.caption_projection(encoder_hidden_states)
         mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
 
         position = self.temporal_position.to(dtype)
         for number, block in enumerate(self.transformer_blocks):
             first = position if number == 0 else None
-            tokens = block(tokens, modulation, caption, mask, frames, first)
+            tokens = block(tokens, modulation, caption, mask, first)
 
-        table = self.scale_shift_table + embedded_timestep[:, None]
-        shift, scale = table.chunk(2, dim=1)
-        patches = self.proj_out(modulated(self.norm_out(tokens), shift, scale))
-        sample = unpatchify(patches, frames, height, width, self.patch_size)
+        shift, scale = split(self.scale_shift_table + embedded_timestep[:, None, None])
+        tokens = self.proj_out(modulated(self.norm_out(tokens), shift, scale))
+        sample = video(tokens, hidden_states.shape[3] // self.patch_size, self.patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
@@ -162,50 +161,51 @@ class STDiTBlock(nn.Module):
         modulation: Tensor,
         encoder_hidden_states: Tensor,
         mask: Tensor | None,
-        frames: int,
         temporal_position: Tensor | None = None,
     ) -> Tensor:
-        """(B, T·S, C) in and out, frame by frame.
+        """(B, T, S, C) in and out.
 
         Args:
             hidden_states: tokens.
-            modulation: (B, 6, C), what the timestep adds to the block's table.
+            modulation: (B, 1, 6, C), what the timestep adds to the block's table.
             encoder_hidden_states: (B, L, C), caption.
             mask: (B, L) bool, tokens of the caption to attend to.
-            frames: T.
             temporal_position: (T, C), added to what the temporal attention reads.
         """
         x = hidden_states
         table = self.scale_shift_table + modulation
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = table.chunk(6, dim=1)  # (B, 1, C) each
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = split(table)
 
-        in_frames = modulated(self.norm1(x), shift, scale).unflatten(1, (frames, -1))
-        attended = self.attn1(in_frames.flatten(0, 1))
-        x = x + gate * attended.reshape(x.shape)
-
-        along_time = x.unflatten(1, (frames, -1)).transpose(1, 2)  # (B, S, T, C)
-        if temporal_position is not None:
-            along_time = along_time + temporal_position
-        attended = self.temporal_attn(along_time.flatten(0, 1)).reshape(along_time.shape)
-        x = x + gate * attended.transpose(1, 2).flatten(1, 2)
-
-        x = x + self.attn2(x, encoder_hidden_states, mask)
+        x = x + gate * in_frames(self.attn1, modulated(self.norm1(x), shift, scale))
+        y = x if temporal_position is None else x + temporal_position[:, None]
+        x = x + gate * along_time(self.temporal_attn, y)
+        x = x + self.attn2(x.flatten(1, 2), encoder_hidden_states, mask).reshape(x.shape)
         return x + ff_gate * self.ff(modulated(self.norm2(x), ff_shift, ff_scale))
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention among the tokens of a sequence, with one layer for Q, K and V."""
+    """Multi-head attention among the tokens of a sequence, with one layer for Q, K and V.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width, heads: C, H.
+        qk_norm: give queries and keys of a head unit mean square, times a learned vector.
+    """
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.to_qkv = nn.Linear(width, 3 * width)
+        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, S, C) in and out."""
+    def forward(self, hidden_states: Tensor, angles: Tensor | None = None) -> Tensor:
+        """(B, S, C) in and out; ``angles`` (S, D/2) turn queries and keys by their position."""
         qkv = self.to_qkv(hidden_states).unflatten(2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, H, S, D) each
+        query, key = self.norm_q(query), self.norm_k(key)
+        if angles is not None:
+            query, key = rotated(query, angles), rotated(key, angles)
         attended = F.scaled_dot_product_attention(query, key, value)
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
@@ -234,20 +234,59 @@ class CrossAttention(nn.Module):
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``x`` (B, N, C) scaled and shifted by channel, (B, 1, C) each."""
+    """``x`` (B, T, S, C) scaled and shifted by channel, (B, 1 or T, 1, C) each."""
     return x * (1 + scale) + shift
+
+
+def split(table: Tensor) -> tuple[Tensor, ...]:
+    """The rows of a modulation table (B, 1 or T, rows, C), (B, 1 or T, 1, C) each."""
+    return table.split(1, dim=2)
+
+
+def in_frames(attention: nn.Module, x: Tensor) -> Tensor:
+    """``attention`` among the tokens of each frame of ``x`` (B, T, S, C)."""
+    return attention(x.flatten(0, 1)).reshape(x.shape)
+
+
+def along_time(attention: nn.Module, x: Tensor, *angles: Tensor) -> Tensor:
+    """``attention`` among the tokens at each place of ``x`` (B, T, S, C)."""
+    y = x.transpose(1, 2)
+    return attention(y.flatten(0, 1), *angles).reshape(y.shape).transpose(1, 2)
+
+
+def rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """``x`` (B, H, S, D): the pair of its features 2i and 2i + 1 turned by ``angles`` (S, D/2)."""
+    a, b = x.unflatten(3, (-1, 2)).unbind(4)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=4).flatten(3)
 
 
 def sincos(positions: Tensor, width: int) -> Tensor:
     """(N,) positions to (N, width) fp32: sines, then cosines, of falling frequencies."""
-    frequencies = 10_000 ** -(torch.arange(width // 2, dtype=torch.float64) * 2 / width)
-    angles = positions.double()[:, None] * frequencies
+    angles = position_angles(positions, width)
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
-def unpatchify(patches: Tensor, frames: int, height: int, width: int, patch: int) -> Tensor:
-    """(B, T·S, patch²·C) patches, channels last in each, to a video (B, C, T, height, width)."""
-    rows, columns = height // patch, width // patch
-    grid = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (frames, rows, columns))
+def sincos_2d(down: Tensor, right: Tensor, width: int) -> Tensor:
+    """Positions of rows and of columns to (rows·columns, width): half of it for the column."""
+    row, column = torch.meshgrid(down, right, indexing="ij")
+    tables = sincos(column.flatten(), width // 2), sincos(row.flatten(), width // 2)
+    return torch.cat(tables, dim=1)
+
+
+def position_angles(positions: Tensor, width: int) -> Tensor:
+    """(N,) positions times frequencies that fall from 1 to nearly 1/10,000: (N, width / 2) fp64."""
+    exponents = torch.arange(width // 2, dtype=torch.float64, device=positions.device) * 2 / width
+    return positions.double()[:, None] * 10_000**-exponents
+
+
+def patches(embedded: Tensor) -> Tensor:
+    """Embedded patches (B, C, T, rows, columns) as tokens (B, T, S, C)."""
+    return embedded.flatten(3).permute(0, 2, 3, 1)
+
+
+def video(tokens: Tensor, rows: int, patch: int) -> Tensor:
+    """Tokens (B, T, S, patch²·C), channels last in each, as a video (B, C, T, height, width)."""
+    grid = tokens.unflatten(3, (patch, patch, -1)).unflatten(2, (rows, -1))
     # (B, T, rows, columns, patch, patch, C) to (B, C, T, rows, patch, columns, patch)
     return grid.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
