@@ -8,7 +8,9 @@ replaced, by a softmax within each caption; its accelerated kernels were off.
 
 ``models/opensora-1.2.safetensors`` was made in the same way with v1.2.0: a ``STDiT3``, once with
 the first frame of one video given, and two samples of its scheduler ``rflow``, 4 steps with
-guidance 4 for 17 frames of 40×64 pixels at 24 frames per second.
+guidance 4 for 17 frames of 40×64 pixels at 24 frames per second. The decoder in time of its
+autoencoder is in ``models/opensora-1.2-vae.safetensors``, with latents that it decoded to 23
+frames; the image autoencoder behind it gave back what it got.
 """
 
 import json

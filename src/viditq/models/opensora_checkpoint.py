@@ -23,7 +23,7 @@ from viditq.errors import InputError
 from viditq.models.adapter import Adapter
 from viditq.models.opensora import STDIT, STDIT3
 
-__all__ = ["is_stdit3", "read_tensors", "stdit3_from", "stdit_from"]
+__all__ = ["check_tensors", "is_stdit3", "read_tensors", "stdit3_from", "stdit_from"]
 
 NAMES = {
     "patch_embedding": "x_embedder.proj",
@@ -212,7 +212,7 @@ def _network(version: _Version, tensors: Mapping[str, Tensor], where: str, **opt
         model = version.adapter.transformer_class(attention_head_dim=width // heads, **config)
     expected = {version.published(name): (name, t) for name, t in model.state_dict().items()}
     found = {name: tensor for name, tensor in tensors.items() if name not in version.skipped}
-    _check(version, found, {name: t.shape for name, (_, t) in expected.items()}, where)
+    check_tensors(version.name, found, {name: t.shape for name, (_, t) in expected.items()}, where)
     weights = {ours: found[name] for name, (ours, _) in expected.items()}
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(False).eval()
@@ -246,20 +246,24 @@ def _sizes(version: _Version, tensors: Mapping[str, Tensor], where: str) -> dict
     }
 
 
-def _check(
-    version: _Version,
+def check_tensors(
+    what: str,
     found: Mapping[str, Tensor],
     expected: Mapping[str, torch.Size],
     where: str,
 ) -> None:
-    """Every expected tensor is there with its shape, and nothing else."""
+    """Every tensor that ``what`` has is there with its shape, and nothing else.
+
+    Raises:
+        InputError: naming the first one that is wrong, and ``where`` it is.
+    """
     if missing := expected.keys() - found.keys():
         raise InputError(
             f"{where} lacks the tensor {min(missing)!r} ({len(missing)} of {len(expected)} "
             f"missing)."
         )
     if unknown := found.keys() - expected.keys():
-        raise InputError(f"{where} holds {min(unknown)!r}, which {version.name} does not have.")
+        raise InputError(f"{where} holds {min(unknown)!r}, which {what} does not have.")
     for name, shape in expected.items():
         tensor = found[name]
         if tensor.shape != shape or not tensor.is_floating_point():
