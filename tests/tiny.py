@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     LattePipeline,
     LatteTransformer3DModel,
@@ -20,9 +21,11 @@ from diffusers import (
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from viditq.models.opensora_vae import OpenSoraTemporalDecoder
 from viditq.models.stdit import STDiTTransformer3DModel
 from viditq.models.stdit3 import STDiT3Transformer3DModel
 from viditq.pipelines.opensora import OpenSoraPipeline, iddpm
+from viditq.pipelines.opensora12 import OpenSora12Pipeline
 
 WORDS = [
     "a",
@@ -147,6 +150,25 @@ def opensora(*, caption: int = 16, **sizes: int):
     torch.manual_seed(0)
     return OpenSoraPipeline(
         tokenizer(), text_encoder(caption), autoencoder(), stdit(caption=caption, **sizes), iddpm()
+    )
+
+
+def opensora12(*, caption: int = 16, **sizes: int):
+    """Videos of five frames, which are two in latents."""
+    torch.manual_seed(0)
+    decoder = OpenSoraTemporalDecoder(
+        block_out_channels=(4, 4, 8, 8), layers_per_block=1, norm_num_groups=2
+    )
+    return OpenSora12Pipeline(
+        tokenizer(),
+        text_encoder(caption),
+        autoencoder(),
+        decoder,
+        stdit3(caption=caption, **sizes),
+        FlowMatchEulerDiscreteScheduler(),
+        height=16,
+        width=20,
+        num_frames=5,
     )
 
 

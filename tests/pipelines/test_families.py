@@ -21,7 +21,13 @@ def test_every_family_is_a_class(name):
 
 
 @pytest.mark.parametrize(
-    ("make", "kind"), [(tiny.pixart, "image"), (tiny.latte, "video"), (tiny.opensora, "video")]
+    ("make", "kind"),
+    [
+        (tiny.pixart, "image"),
+        (tiny.latte, "video"),
+        (tiny.opensora, "video"),
+        (tiny.opensora12, "video"),
+    ],
 )
 def test_of_a_loaded_pipeline(make, kind):
     assert pipelines.family(make()).kind == kind

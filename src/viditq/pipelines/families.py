@@ -62,13 +62,14 @@ def _latte(pipe: Any) -> dict[str, Any]:
     return {**_size(pipe), "video_length": frames, "clean_caption": False}
 
 
-def _opensora(pipe: Any) -> dict[str, Any]:  # noqa: ARG001 - it has one size
+def _opensora(pipe: Any) -> dict[str, Any]:  # noqa: ARG001 - its sizes are its defaults
     return {}
 
 
 _PIXART = adapter_named("PixArtTransformer2DModel")
 _LATTE = adapter_named("LatteTransformer3DModel")
 _STDIT = adapter_named("STDiTTransformer3DModel")
+_STDIT3 = adapter_named("STDiT3Transformer3DModel")
 _OPENSORA = "viditq.pipelines.opensora"
 
 
@@ -84,6 +85,11 @@ def _video_latent(pipe: Any) -> tuple[int, ...]:
     return channels, pipe.transformer.config.video_length, *size
 
 
+def _any_size_latent(pipe: Any) -> tuple[int, ...]:
+    """(C, T, H, W)."""
+    return pipe.latent_shape()
+
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         f.pipeline: f
@@ -93,6 +99,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             # Latte cuts the padding off a caption only when it is alone in the batch.
             Family("LattePipeline", _LATTE, _latte, _video_latent, max_batch=1),
             Family("OpenSoraPipeline", _STDIT, _opensora, _video_latent, module=_OPENSORA),
+            Family(
+                "OpenSora12Pipeline",
+                _STDIT3,
+                _opensora,
+                _any_size_latent,
+                module=f"{_OPENSORA}12",
+            ),
         )
     }
 )

@@ -28,7 +28,13 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from viditq.errors import InputError
 from viditq.models.stdit import STDiTTransformer3DModel
 
-__all__ = ["OpenSoraPipeline", "OpenSoraPipelineOutput", "iddpm"]
+__all__ = [
+    "OpenSoraPipeline",
+    "OpenSoraPipelineOutput",
+    "TextToVideoPipeline",
+    "iddpm",
+    "num_samples",
+]
 
 
 @dataclass
@@ -38,10 +44,70 @@ class OpenSoraPipelineOutput(BaseOutput):
     frames: Any
 
 
-class OpenSoraPipeline(DiffusionPipeline):
-    """Args: the parts, and how many of the latent channels guidance acts on."""
+class TextToVideoPipeline(DiffusionPipeline):
+    """What the versions of Open-Sora share: captions, and guidance against the empty one."""
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def _captions(self, prompt: str | Sequence[str], guidance: float) -> tuple[Tensor, Tensor]:
+        """:meth:`encode_prompt`; with guidance, as many empty captions stand before them."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or not all(isinstance(text, str) for text in prompts):
+            raise InputError(f"prompt is a text or a list of texts, not {prompt!r}.")
+        captions, mask = self.encode_prompt(prompts)
+        if guidance > 1:
+            empty = self.transformer.null_caption.to(captions).expand_as(captions)
+            captions, mask = torch.cat([empty, captions]), torch.cat([mask, mask])
+        return captions, mask
+
+    def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions (B, L, C) in the transformer's dtype, and (B, L) which tokens are no padding."""
+        tokens = self.tokenizer(
+            [text.lower().strip() for text in prompts],
+            max_length=self.transformer.config.caption_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).to(self._execution_device)
+        captions = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
+        return captions.to(self.transformer.dtype), tokens.attention_mask
+
+    def _predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        captions: Tensor,
+        mask: Tensor,
+        guidance: float,
+        guided_channels: int,
+        **conditions: Any,
+    ) -> Tensor:
+        """The transformer's output for ``latents`` (B, C, T, h, w), fp32, some channels guided."""
+        branches = len(captions) // len(latents)
+        predicted = self.transformer(
+            torch.cat([latents] * branches).to(captions.dtype),
+            timestep=timestep.expand(len(captions)),
+            encoder_hidden_states=captions,
+            encoder_attention_mask=mask,
+            return_dict=False,
+            **conditions,
+        )[0].float()
+        if branches == 2:
+            empty, predicted = predicted.chunk(2)
+            empty = empty[:, :guided_channels]
+            difference = predicted[:, :guided_channels] - empty
+            predicted[:, :guided_channels] = empty + guidance * difference
+        return predicted
+
+    def _decode_images(self, latents: Tensor, output_type: str, scale: float) -> Any:
+        """Latents (B, C, T, h, w), ``scale`` times those of the autoencoder, to videos."""
+        frames = (latents / scale).to(self.vae.dtype)
+        video = torch.stack([self.vae.decode(f).sample for f in frames.unbind(2)], dim=2)
+        return VideoProcessor().postprocess_video(video.float(), output_type)
+
+
+class OpenSoraPipeline(TextToVideoPipeline):
+    """Args: the parts, and how many of the latent channels guidance acts on."""
 
     def __init__(
         self,
@@ -62,7 +128,6 @@ class OpenSoraPipeline(DiffusionPipeline):
         )
         self.register_to_config(guided_channels=guided_channels)
         self.guided_channels = guided_channels
-        self.video_processor = VideoProcessor()
 
     @torch.no_grad()
     def __call__(
@@ -82,75 +147,48 @@ class OpenSoraPipeline(DiffusionPipeline):
             num_inference_steps: denoising steps.
             guidance_scale: of classifier-free guidance; 1 switches it off.
             generator: one for all samples, or one for each.
-            latents: (B, C, T, height, width), noise to start from.
+            latents: (B, C, T, h, w), noise to start from.
             output_type: ``pil``, ``np``, ``pt``, or ``latent``.
             return_dict: give an object with the attribute ``frames`` instead of a tuple.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(isinstance(text, str) for text in prompts):
-            raise InputError(f"prompt is a text or a list of texts, not {prompt!r}.")
-        captions, mask = self.encode_prompt(prompts)
-        if guidance_scale > 1:
-            empty = self.transformer.null_caption.to(captions).expand_as(captions)
-            captions, mask = torch.cat([empty, captions]), torch.cat([mask, mask])
+        captions, mask = self._captions(prompt, guidance_scale)
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         if latents is None:
-            shape = (len(prompts), *self.transformer.video_shape)
+            shape = (num_samples(prompt), *self.transformer.video_shape)
             latents = randn_tensor(shape, generator, device, torch.float32)
         video = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         options = {"generator": generator} if takes_generator else {}
+        channels = 2 * video.shape[1] if self._takes_variance() else video.shape[1]
         progress_bar: Any = self.progress_bar
         for timestep in progress_bar(self.scheduler.timesteps):
-            scaled = self.scheduler.scale_model_input(video, timestep)
-            predicted = self._predict(scaled, timestep, captions, mask, guidance_scale)
-            video = self.scheduler.step(predicted, timestep, video, **options).prev_sample
+            noise = self._predict(
+                self.scheduler.scale_model_input(video, timestep),
+                timestep,
+                captions,
+                mask,
+                guidance_scale,
+                self.guided_channels,
+            )[:, :channels]
+            video = self.scheduler.step(noise, timestep, video, **options).prev_sample
         frames = video if output_type == "latent" else self.decode(video, output_type)
         self.maybe_free_model_hooks()
         return OpenSoraPipelineOutput(frames=frames) if return_dict else (frames,)
 
-    def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions (B, L, C) in the transformer's dtype, and (B, L) which tokens are no padding."""
-        tokens = self.tokenizer(
-            [text.lower().strip() for text in prompts],
-            max_length=self.transformer.config.caption_length,
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        ).to(self._execution_device)
-        captions = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        return captions.to(self.transformer.dtype), tokens.attention_mask
-
-    def _predict(
-        self, latents: Tensor, timestep: Tensor, captions: Tensor, mask: Tensor, guidance: float
-    ) -> Tensor:
-        """The noise in ``latents`` (B, C, T, height, width), fp32; with the variance if wanted."""
-        branches = len(captions) // len(latents)
-        predicted = self.transformer(
-            torch.cat([latents] * branches).to(captions.dtype),
-            timestep=timestep.expand(len(captions)),
-            encoder_hidden_states=captions,
-            encoder_attention_mask=mask,
-            return_dict=False,
-        )[0].float()
-        if branches == 2:
-            empty, predicted = predicted.chunk(2)
-            channels = slice(self.guided_channels)
-            difference = predicted[:, channels] - empty[:, channels]
-            predicted[:, channels] = empty[:, channels] + guidance * difference
-        return predicted if self._takes_variance() else predicted[:, : latents.shape[1]]
+    def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
+        """Latents (B, C, T, h, w) to videos of ``output_type``."""
+        return self._decode_images(latents, output_type, self.vae.config.scaling_factor)
 
     def _takes_variance(self) -> bool:
         # Others keep the setting in their configuration when they are made from a DDPMScheduler's.
         learned = self.scheduler.config.get("variance_type") in ("learned", "learned_range")
         return learned and isinstance(self.scheduler, DDPMScheduler)
 
-    def decode(self, latents: Tensor, output_type: str) -> Any:
-        """Latents (B, C, T, height, width) to videos of ``output_type``."""
-        frames = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        video = torch.stack([self.vae.decode(f).sample for f in frames.unbind(2)], dim=2)
-        return self.video_processor.postprocess_video(video.float(), output_type)
+
+def num_samples(prompt: str | Sequence[str]) -> int:
+    """How many videos a pipeline makes of its argument."""
+    return 1 if isinstance(prompt, str) else len(prompt)
 
 
 def iddpm() -> DDPMScheduler:
