@@ -11,7 +11,6 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     LattePipeline,
     LatteTransformer3DModel,
@@ -25,7 +24,7 @@ from viditq.models.opensora_vae import OpenSoraTemporalDecoder
 from viditq.models.stdit import STDiTTransformer3DModel
 from viditq.models.stdit3 import STDiT3Transformer3DModel
 from viditq.pipelines.opensora import OpenSoraPipeline, iddpm
-from viditq.pipelines.opensora12 import OpenSora12Pipeline
+from viditq.pipelines.opensora12 import OpenSora12Pipeline, rectified_flow
 
 WORDS = [
     "a",
@@ -165,7 +164,7 @@ def opensora12(*, caption: int = 16, **sizes: int):
         autoencoder(),
         decoder,
         stdit3(caption=caption, **sizes),
-        FlowMatchEulerDiscreteScheduler(),
+        rectified_flow(),
         height=16,
         width=20,
         num_frames=5,

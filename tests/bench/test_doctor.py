@@ -47,6 +47,13 @@ def test_open_sora_shows_its_caption_once(tmp_path):
     assert found[2 * 120, 64, 32] == (("cross_attn.kv",), 2)
 
 
+def test_open_sora_of_any_size(tmp_path):
+    found = shapes(diagnose(tiny.saved(tiny.opensora12(), tmp_path / "opensora"), "cpu"))
+    roles = ("self_attn.qkv", "temporal_attn.qkv")
+    assert found[2 * 15 * 15 * 27, 96, 32] == (roles, 4)
+    assert found[2 * 300, 64, 32] == (("cross_attn.kv",), 4)
+
+
 def test_tokens_may_be_given(floats):
     found = shapes(diagnose(floats["image"], "cpu", tokens=7))
     assert {m for m, _, _ in found} == {7, 600}

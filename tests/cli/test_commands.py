@@ -130,8 +130,8 @@ def test_convert_opensora(viditq, tmp_path):
     assert "5 heads" in result.stderr
     result = viditq("convert-opensora", *arguments, "--heads", 3, "--json", tmp_path / "told.json")
     assert result.exit_code == 0, result.output
-    assert "3 frames of 16×16" in result.stdout
+    assert "OpenSoraPipeline" in result.stdout
     told = json.loads((tmp_path / "told.json").read_text())
-    assert told == {"out": str(tmp_path / "out"), "size": 16, "frames": 3}
+    assert told == {"out": str(tmp_path / "out"), "pipeline": "OpenSoraPipeline"}
     made = ("--prompt", "a red star", "--steps", 2, "--out", tmp_path / "a.mp4")
     assert viditq("generate", tmp_path / "out", *made).exit_code == 0

@@ -21,7 +21,7 @@ VAE = "1.2-vae"
 def made(**changed):
     tensors = {**upstream.weights(VAE), **changed}
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return temporal_decoder_from(kept, "vae.pth", norm_num_groups=2)
+    return temporal_decoder_from(kept, "vae.pth")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from viditq import pipelines
 from viditq.errors import InputError
 from viditq.pipelines import convert_opensora
 from viditq.pipelines.opensora import OpenSoraPipeline
+from viditq.pipelines.opensora12 import OpenSora12Pipeline
 
 # The size of the recorded network, with an autoencoder that halves.
 SIZE = {"size": 16, "frames": 3, "heads": 3, "space_scale": 0.5, "time_scale": 2 / 3}
@@ -114,3 +115,52 @@ def test_a_text_encoder_of_another_width(parts, tmp_path):
 def test_a_size_that_cannot_be(parts, tmp_path, size, fact):
     with refuses(InputError, fact):
         convert(parts, tmp_path / "out", size=size)
+
+
+SIZE_1_2 = {**SIZE, "width": 20, "frames": 5, "space_scale": None, "time_scale": None}
+
+
+class TestVersion12:
+    @pytest.fixture
+    def files(self, parts, tmp_path):
+        """Sources of every part, with an autoencoder in time whose file has the other as well."""
+        image = tiny.autoencoder()
+        with torch.no_grad():
+            for tensor in image.state_dict().values():
+                tensor.fill_(0.25)
+        named = {f"spatial_vae.module.{n}": t for n, t in image.state_dict().items()}
+        torch.save(upstream.weights("1.2"), tmp_path / "model.pth")
+        torch.save({**upstream.weights("1.2-vae"), **named}, tmp_path / "vae.pth")
+        (tmp_path / "t5").symlink_to(parts / "t5")
+        (tmp_path / "vae").symlink_to(parts / "vae")
+        return tmp_path
+
+    def test_it_is_a_pipeline_with_these_weights(self, files):
+        out = convert(files, files / "out", temporal_vae=files / "vae.pth", **SIZE_1_2)
+        pipe = pipelines.load(out)
+        assert type(pipe) is OpenSora12Pipeline
+        expected, found = upstream.stdit3().state_dict(), pipe.transformer.state_dict()
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert all((tensor == 0.25).all() for tensor in pipe.vae.state_dict().values())
+        samples = pipelines.generate(pipe, ["a red star"], [0], steps=2)
+        assert samples.shape == (1, 5, 16, 20, 3)
+
+    def test_its_autoencoder_is_asked_for(self, files):
+        with refuses(InputError, "Open-Sora 1.2", "--temporal-vae", "hpcai-tech/OpenSora-VAE-v1.2"):
+            convert(files, files / "out", **SIZE_1_2)
+
+    def test_an_image_autoencoder_of_other_sizes(self, files):
+        torch.save(
+            {**upstream.weights("1.2-vae"), "spatial_vae.module.more": torch.zeros(1)},
+            files / "vae.pth",
+        )
+        with refuses(InputError, "vae.pth", "lacks the tensor"):
+            convert(files, files / "out", temporal_vae=files / "vae.pth", **SIZE_1_2)
+
+    def test_options_of_the_other_version(self, parts, files, tmp_path):
+        with refuses(InputError, "Open-Sora 1.2", "space_scale"):
+            convert(files, tmp_path / "out", **{**SIZE_1_2, "space_scale": 1.0})
+        with refuses(InputError, "Open-Sora 1.0", "width"):
+            convert(parts, tmp_path / "out", width=16)
+        assert not (tmp_path / "out").exists()

@@ -40,8 +40,12 @@ TEXT_TOKENS = {
     "PixArtSigmaPipeline": 300,
     "LattePipeline": 120,
     "OpenSoraPipeline": 120,
+    "OpenSora12Pipeline": 300,
 }
 """Caption length of each pipeline, padding included."""
+
+ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27}
+"""Tokens of a video of the default size, of pipelines whose transformer has no size of its own."""
 
 REPEATS_CAPTIONS = ("LattePipeline",)
 """Pipelines that show the caption to every frame by itself."""
@@ -206,7 +210,8 @@ def _token_counts(model: Any, pipeline: str, tokens: int | None) -> dict[str, in
     """M of layers that read the caption (``text``) and of all others (``latent``)."""
     config = model.config
     frames = int(config.get("video_length", 1))
-    latent = BRANCHES * frames * (config.sample_size // config.patch_size) ** 2
+    one = ANY_SIZE.get(pipeline) or frames * (config.sample_size // config.patch_size) ** 2
+    latent = BRANCHES * one
     text = BRANCHES * TEXT_TOKENS[pipeline] * (frames if pipeline in REPEATS_CAPTIONS else 1)
     return {"latent": latent if tokens is None else tokens, "text": text}
 

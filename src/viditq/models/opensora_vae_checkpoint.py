@@ -29,10 +29,10 @@ def image_autoencoder_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     return {n.removeprefix(_IMAGE): t for n, t in tensors.items() if n.startswith(_IMAGE)}
 
 
-def temporal_decoder_from(
-    tensors: Mapping[str, Tensor], where: str, *, norm_num_groups: int = 32
-) -> Any:
+def temporal_decoder_from(tensors: Mapping[str, Tensor], where: str) -> Any:
     """The decoder in time with the weights ``tensors``, in evaluation mode.
+
+    Its group norms have 32 groups, if it is as wide as that everywhere.
 
     Raises:
         InputError: naming ``where`` the tensors are from, and the first that is wrong.
@@ -59,7 +59,7 @@ def temporal_decoder_from(
             block_out_channels=tuple(widths[i] for i in sorted(widths)),
             temporal_upsample=tuple(doubles),
             layers_per_block=len(mid),
-            norm_num_groups=norm_num_groups,
+            norm_num_groups=min(32, *widths.values()),
             latents_mean=mean,
             latents_std=std,
         )

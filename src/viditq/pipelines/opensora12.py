@@ -23,7 +23,7 @@ from viditq.models.opensora_vae import OpenSoraTemporalDecoder
 from viditq.models.stdit3 import STDiT3Transformer3DModel
 from viditq.pipelines.opensora import OpenSoraPipelineOutput, TextToVideoPipeline, num_samples
 
-__all__ = ["OpenSora12Pipeline", "flow_times"]
+__all__ = ["OpenSora12Pipeline", "flow_times", "rectified_flow"]
 
 IMAGE_SCALE = 0.18215
 """Of the latents that the decoder in time gives; the image autoencoder's own factor is not used."""
@@ -61,7 +61,8 @@ class OpenSora12Pipeline(TextToVideoPipeline):
         )
         self.register_to_config(height=height, width=width, num_frames=num_frames, fps=fps)
         self.default_size, self.default_fps = (num_frames, height, width), fps
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        config: Any = vae.config
+        self.vae_scale_factor = 2 ** (len(config.block_out_channels) - 1)
 
     @torch.no_grad()
     def __call__(
@@ -83,7 +84,7 @@ class OpenSora12Pipeline(TextToVideoPipeline):
 
         Args:
             prompt: one or several.
-            height, width: in pixels.
+            height, width: in pixels; what goes beyond multiples of the autoencoder's 8 is cut off.
             num_frames: of a video; one is a picture.
             fps: frames per second.
             num_inference_steps: denoising steps.
@@ -151,3 +152,8 @@ def flow_times(steps: int, frames: int, height: int, width: int) -> list[float]:
     latent_frames = max(frames // 17 * 5, 1)
     ratio = (height * width / 512**2 * latent_frames) ** 0.5
     return [ratio * t / (1 + (ratio - 1) * t) for t in (1 - i / steps for i in range(steps))]
+
+
+def rectified_flow() -> FlowMatchEulerDiscreteScheduler:
+    """The sampler of Open-Sora 1.2; its times are those of :func:`flow_times`."""
+    return FlowMatchEulerDiscreteScheduler()
