@@ -72,3 +72,10 @@ def test_another_size_is_refused(model, recorded):
     smaller = {**recorded, "call.x": recorded["call.x"][..., :4]}
     with pytest.raises(ValueError, match=r"\(2, 4, 3, 8, 4\).*\(batch, 4, 3, 8, 8\)"):
         call(model, smaller, mask=True)
+
+
+def test_it_is_one_graph(model, recorded):
+    """Nothing in it waits for the device or leaves what ``torch.compile`` sees."""
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    expected = call(model, recorded, mask=True)
+    torch.testing.assert_close(call(compiled, recorded, mask=True), expected)

@@ -78,3 +78,9 @@ def test_in_half_precision_it_stays_there(model, recorded):
     assert output.dtype == torch.bfloat16
     expected = recorded["call.output"]
     assert (output.float() - expected).norm() / expected.norm() < 0.03
+
+
+def test_it_is_one_graph(model, recorded):
+    """Nothing in it waits for the device or leaves what ``torch.compile`` sees."""
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(call(compiled, recorded), call(model, recorded))
