@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from checks import refuses
 from viditq import checkpoint, pipelines
 from viditq.checkpoint import WEIGHTS
-from viditq.errors import CheckpointError, PipelineError, PlanError
+from viditq.errors import CheckpointError, PlanError
 from viditq.nn import QuantLinear
 
 PRESETS = ["w8a8-naive", "w8a8", "w6a6", "w4a8-naive", "w4a8"]
@@ -270,10 +270,15 @@ class TestDamagedConfig:
         with refuses(CheckpointError, "config.json"):
             checkpoint.inspect(folder)
 
-    @pytest.mark.parametrize("name", ["DiTTransformer2DModel", "NoTransformer2DModel"])
-    def test_a_class_without_adapter(self, folder, name):
+    @pytest.mark.parametrize("name", ["NoTransformer2DModel", "DDIMScheduler", "loaders"])
+    def test_a_class_that_is_no_model(self, folder, name):
         edit_config(folder, lambda config: config | {"_class_name": name})
-        with refuses(PipelineError, name, "PixArtTransformer2DModel"):
+        with refuses(CheckpointError, "config.json", f"describes no {name}"):
+            checkpoint.load(folder)
+
+    def test_another_class(self, folder):
+        edit_config(folder, lambda config: config | {"_class_name": "SD3Transformer2DModel"})
+        with refuses(PlanError, "made for 'pixart'", "the model is 'sd3'"):
             checkpoint.load(folder)
 
     @pytest.mark.parametrize("version", [2, 99])
@@ -311,11 +316,11 @@ class TestDamagedConfig:
 
     def test_unknown_field_of_the_plan(self, folder):
         def change(entry):
-            entry["plan"]["groups"][0]["zero_point"] = True
+            entry["plan"]["groups"][0]["zero_points"] = True
             return entry
 
         edit_entry(folder, change)
-        with refuses(PlanError, "config.json", "zero_point", "unknown field"):
+        with refuses(PlanError, "config.json", "zero_points", "unknown field"):
             checkpoint.load(folder)
 
     def test_a_plan_for_a_larger_model(self, folder):

@@ -221,6 +221,22 @@ def test_half_precision_weights(dtype):
     assert torch.equal(layer.scale, wide.scale)
 
 
+def test_two_sided_rounding_lowers_the_error_that_counts():
+    """Readers of one input, each by its own gradients; the others as if there were none."""
+    plan = LayerPlan(weight="int4", rounding="two_sided", bias_correction=True)
+    plans = [plan, plan, LayerPlan(weight="int4", rounding="gptq", bias_correction=True)]
+    linears, x = [nn.Linear(36, n) for n in (32, 24, 16)], tokens(36, 500)
+    stats, balance = statistics(x), balance_for(plans, linears, statistics(x))
+    mixes = [torch.randn(linear.out_features, 4) for linear in linears]
+    gradients = [mix @ mix.T for mix in mixes]
+    ours = quantize_readers(linears, plans, balance, stats, [*gradients[:2], None])
+    gptq = quantize_readers(linears, plans, balance, stats)
+    for linear, mix, layer, other in zip(linears, mixes, ours, gptq, strict=True):
+        error, before = (((one(x) - linear(x)) @ mix).square().mean() for one in (layer, other))
+        assert error < 0.7 * before or layer is ours[2]
+    assert torch.equal(ours[2].weight, gptq[2].weight)
+
+
 class TestModel:
     """A whole transformer, with statistics drawn by lot."""
 
@@ -264,6 +280,20 @@ class TestModel:
         for name, parameter in kept.items():
             assert after[name] is parameter
             assert torch.equal(parameter, copies[name])
+
+    def test_two_sided_rounding_needs_the_gradients(self, model):
+        plan = self.plan(model, LayerPlan(weight="int4", rounding="two_sided"))
+        first = next(iter(plan.layers))
+        others = {
+            name: torch.eye(info.out_features)
+            for name, info in adapter_for(model).layers(model).items()
+            if name != first
+        }
+        for gradients in (None, others):
+            with refuses(CalibrationError, "transformer_blocks.0.", "observe_gradients"):
+                quantize_(model, plan, self.stats(model), gradients)
+        assert isinstance(model.get_submodule(first), nn.Linear)
+        assert not isinstance(model.get_submodule(first), QuantLinear)
 
     @pytest.mark.parametrize("weight", ["int8", "int6", "int4"])
     def test_diagnostics_describe_the_layers(self, model, weight):

@@ -60,7 +60,7 @@ def test_what_is_begun_goes_on(stats):
     again = CalibrationStats.create(stats.folder, observed="abc", steps=[0, 9], layers=FILES)
     assert again.missing == {"q.safetensors"}
     assert "up" in again
-    with refuses(CalibrationError, "q.safetensors", "1 layer inputs"):
+    with refuses(CalibrationError, "q.safetensors", "1 entries"):
         again["k"]
 
 

@@ -25,15 +25,18 @@ if TYPE_CHECKING:
     from viditq.evaluation import compare
     from viditq.formats import Format
     from viditq.graphs import capture_, release_
+    from viditq.models import Adapter, guess_adapter, register_adapter
     from viditq.nn import QuantLinear
     from viditq.pipelines import generate, load, quantize, record, register
-    from viditq.plan import LayerPlan, Plan, Recipe, list_presets, load_recipe
+    from viditq.plan import LayerPlan, Plan
     from viditq.planning import make_plan
+    from viditq.recipe import Recipe, list_methods, list_presets, load_recipe
     from viditq.stats import CalibrationStats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapter",
     "CalibrationError",
     "CalibrationSet",
     "CalibrationStats",
@@ -52,7 +55,9 @@ __all__ = [
     "compare",
     "fuse_",
     "generate",
+    "guess_adapter",
     "inspect",
+    "list_methods",
     "list_presets",
     "load",
     "load_recipe",
@@ -62,12 +67,14 @@ __all__ = [
     "quantize_",
     "record",
     "register",
+    "register_adapter",
     "release_",
     "unfuse_",
 ]
 
 # The module that each public name lives in.
 _HOMES = {
+    "Adapter": "models",
     "CalibrationError": "errors",
     "CalibrationSet": "calibration",
     "CalibrationStats": "stats",
@@ -79,22 +86,25 @@ _HOMES = {
     "Plan": "plan",
     "PlanError": "errors",
     "QuantLinear": "nn",
-    "Recipe": "plan",
+    "Recipe": "recipe",
     "ViditqError": "errors",
     "capture_": "graphs",
     "compare": "evaluation",
     "fuse_": "blocks",
     "generate": "pipelines",
+    "guess_adapter": "models",
     "inspect": "checkpoint",
-    "list_presets": "plan",
+    "list_methods": "recipe",
+    "list_presets": "recipe",
     "load": "pipelines",
-    "load_recipe": "plan",
+    "load_recipe": "recipe",
     "make_plan": "planning",
     "observe": "calibration",
     "quantize": "pipelines",
     "quantize_": "convert",
     "record": "pipelines",
     "register": "pipelines",
+    "register_adapter": "models",
     "release_": "graphs",
     "unfuse_": "blocks",
 }

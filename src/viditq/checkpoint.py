@@ -22,8 +22,8 @@ from viditq import blocks
 from viditq.diagnostics import LayerDiagnostics
 from viditq.errors import CheckpointError
 from viditq.files import write_atomic
-from viditq.models import adapter_for, adapter_named
-from viditq.nn import FP32_TENSORS, QuantLinear, replace_
+from viditq.models import adapter_for, transformer_class
+from viditq.nn import EXACT_TENSORS, QuantLinear, replace_
 from viditq.plan import Plan, validation_sentence
 
 __all__ = [
@@ -169,7 +169,7 @@ def load(
     folder = Path(folder)
     model, config, _ = _quantized_without_storage(folder)
     tensors: dict[str, Tensor] = {}
-    for file, name, exact in _stored_tensors(folder, model.state_dict()):
+    for file, name, exact in _stored_tensors(folder, model):
         tensor = file.get_tensor(name)
         tensors[name] = tensor.to(device, tensor.dtype if exact or dtype is None else dtype)
     model.load_state_dict(tensors, assign=True)
@@ -189,11 +189,12 @@ def _quantized_without_storage(folder: Path) -> tuple[Any, QuantizationConfig, P
     path, name = folder / CONFIG, raw.get("_class_name")
     if not isinstance(name, str):
         raise CheckpointError(f"{path} does not say which class the model is (_class_name).")
-    adapter = adapter_named(name)
     plan = Plan.from_json(config.plan, where=str(path))
     try:
         with init_empty_weights():
-            model = adapter.transformer_class.from_config(raw)
+            model = transformer_class(name).from_config(raw)
+            if not isinstance(model, nn.Module):
+                raise TypeError("it is no model")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} describes no {name} that can be made ({reason}).") from error
@@ -278,7 +279,8 @@ def inspect(folder: str | Path) -> CheckpointSummary:
     infos = {name: layers[name] for name in plan.layers}
     num_weights = sum(info.in_features * info.out_features for info in infos.values())
     size_bytes = 0
-    for file, name, _ in _stored_tensors(transformer, expected := model.state_dict()):
+    expected = model.state_dict()
+    for file, name, _ in _stored_tensors(transformer, model):
         layer, _, tensor = name.rpartition(".")
         if layer in infos and tensor != "bias":
             size_bytes += math.prod(file.get_slice(name).get_shape()) * expected[name].itemsize
@@ -309,16 +311,17 @@ def _read_layers(folder: Path) -> dict[str, LayerDiagnostics]:
         raise CheckpointError(f"{path}: {validation_sentence(error)}") from None
 
 
-def _stored_tensors(
-    folder: Path, expected: Mapping[str, Tensor]
-) -> Iterator[tuple[Any, str, bool]]:
-    """Every stored tensor of ``expected``, none missing and none more, of the right kind.
+def _stored_tensors(folder: Path, model: nn.Module) -> Iterator[tuple[Any, str, bool]]:
+    """Every stored tensor of ``model``, none missing and none more, of the right kind.
 
     Yields:
         the opened file, the tensor's name, and whether its dtype is part of what is stored (codes
         and scales) or may be changed in loading.
     """
+    expected = model.state_dict()
     waiting = dict(expected)
+    quantized = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]
+    kept = {f"{name}.{tensor}" for name, _ in quantized for tensor in EXACT_TENSORS}
     for path in _weight_files(folder):
         try:
             file = safe_open(path, "pt")
@@ -331,7 +334,7 @@ def _stored_tensors(
                     raise CheckpointError(
                         f"{path} holds the tensor {name!r}, which the model does not have."
                     )
-                exact = not want.is_floating_point() or name.rpartition(".")[2] in FP32_TENSORS
+                exact = name in kept or not want.is_floating_point()
                 part = file.get_slice(name)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
                 if shape != want.shape:
@@ -356,6 +359,7 @@ _DTYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
     torch.int8: "I8",
     torch.uint8: "U8",
 }

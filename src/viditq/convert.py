@@ -6,18 +6,28 @@ makes the balance that all readers of that input share, rounds ``(W · s) H`` on
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from viditq.balancing import Balance, make_balance
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
-from viditq.errors import PipelineError, PlanError
+from viditq.errors import CalibrationError, PipelineError, PlanError
 from viditq.models import LayerInfo
-from viditq.nn import QuantLinear, planned_layers
+from viditq.nn import QuantLinear, empty_like, planned_layers
 from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
-from viditq.quantizers import minmax_scale, pack, round_gptq, round_nearest, search_scale
+from viditq.quantizers import (
+    Grid,
+    grid_between,
+    minmax_grid,
+    pack,
+    round_gptq,
+    round_two_sided,
+    search_grid,
+    split_low_rank,
+)
 from viditq.stats import LayerStats, stats_of
 
 __all__ = [
@@ -25,18 +35,26 @@ __all__ = [
     "check_finite",
     "group_layers",
     "linear_named",
+    "needs_gradients",
     "output_sqnr_db",
     "quantize_",
     "quantize_readers",
-    "round_weight",
+    "round_weights",
 ]
 
 GPTQ_SWEEPS = 4
 """After four rounds of coordinate descent a fifth gains less than 0.02 dB."""
 
+TWO_SIDED_SWEEPS = 2
+
 
 def quantize_(
-    model: nn.Module, plan: Plan, stats: Mapping[str, LayerStats], *, track: Track = quiet
+    model: nn.Module,
+    plan: Plan,
+    stats: Mapping[str, LayerStats],
+    gradients: Mapping[str, Tensor] | None = None,
+    *,
+    track: Track = quiet,
 ) -> dict[str, LayerDiagnostics]:
     """Quantize the planned layers of ``model`` in place and say what it did to each.
 
@@ -44,6 +62,8 @@ def quantize_(
         model: a diffusion transformer with an adapter.
         plan: what to do to each layer.
         stats: calibration statistics by layer name.
+        gradients: second moments of the gradients at the outputs, by layer name; those of the
+            layers that :func:`needs_gradients` names must be there.
         track: shows progress.
 
     Returns:
@@ -57,6 +77,12 @@ def quantize_(
     """
     infos = planned_layers(model, plan)
     check_finite(model)
+    needed = needs_gradients({name: [layer] for name, layer in plan.layers.items()})
+    if missing := set(needed) - set(gradients or {}):
+        raise CalibrationError(
+            f"{min(missing)} is to be rounded two-sidedly, and there are no gradients of it; give "
+            f"what observe_gradients returns."
+        )
     groups = group_layers(infos.values())
     for group in groups.values():
         _check_agreement([plan.layers[info.name] for info in group], group[0].name)
@@ -69,7 +95,10 @@ def quantize_(
         inputs = LayerDiagnostics.activations(
             layer_stats.rows, balance.activation(layer_stats.rows), layer_stats.row_steps
         )
-        readers = quantize_readers(linears, plans, balance, layer_stats)
+        device, own = layer_stats.mean.device, None
+        if gradients is not None:
+            own = [_on(gradients.get(info.name), device) for info in group]
+        readers = quantize_readers(linears, plans, balance, layer_stats, own)
         for info, linear, quantized in zip(group, linears, readers, strict=True):
             diagnostics[info.name] = LayerDiagnostics(
                 role=info.role,
@@ -101,6 +130,7 @@ def quantize_readers(
     plans: Sequence[LayerPlan],
     balance: Balance,
     stats: LayerStats,
+    gradients: Sequence[Tensor | None] | None = None,
     *,
     sweeps: int = GPTQ_SWEEPS,
 ) -> list[QuantLinear]:
@@ -111,6 +141,8 @@ def quantize_readers(
         plans: formats and rounding of each.
         balance: of the input, shared.
         stats: of the input.
+        gradients: (N_i, N_i) of each layer's output, for two-sided rounding; without them it is
+            rounded by GPTQ, which will do for comparing balances.
         sweeps: rounds of coordinate descent after GPTQ; fewer will do for comparing balances.
     """
     moment, mean = balance.second_moment(stats.second_moment), balance.activation(stats.mean)
@@ -118,37 +150,90 @@ def quantize_readers(
     quantized: dict[int, QuantLinear] = {}
     for plan in dict.fromkeys(plans):
         same = [i for i, own in enumerate(plans) if own == plan]
-        weight = balance.weight(torch.cat([_weight(linears[i]) for i in same]))
+        weights = [balance.weight(_weight(linears[i])) for i in same]
+        own_gradients = [g for i in same if gradients and (g := gradients[i]) is not None]
         # A mean error that goes into the bias need not be minded in rounding.
         second = covariance if plan.bias_correction else moment
-        codes, scale = round_weight(weight, plan, second, sweeps=sweeps)
-        shift = (weight - codes.to(weight.dtype) * scale[:, None]) @ mean
-        sizes = [linears[i].out_features for i in same]
-        parts = zip(codes.split(sizes), scale.split(sizes), shift.split(sizes), strict=True)
-        for i, (own_codes, own_scale, own_shift) in zip(same, parts, strict=True):
-            quantized[i] = _fill(linears[i], plan, balance, stats, own_codes, own_scale, own_shift)
+        rounded = round_weights(weights, plan, second, own_gradients or None, sweeps=sweeps)
+        for i, weight, own in zip(same, weights, rounded, strict=True):
+            shift = (weight - own.dequantized()) @ mean
+            quantized[i] = _fill(linears[i], plan, balance, stats, own, shift)
     return [quantized[i] for i in range(len(linears))]
 
 
-def round_weight(
-    weight: Tensor, plan: LayerPlan, moment: Tensor, *, sweeps: int = GPTQ_SWEEPS
-) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a balanced weight.
+@dataclass(frozen=True)
+class Rounded:
+    """A balanced weight after rounding.
+
+    Attributes:
+        codes: (N, K) int8, or fp8.
+        grid: what the codes stand for.
+        branch: ``down`` (r, K) and ``up`` (N, r) bf16, or ``None``.
+    """
+
+    codes: Tensor
+    grid: Grid
+    branch: tuple[Tensor, Tensor] | None = None
+
+    def dequantized(self) -> Tensor:
+        """(N, K) fp32."""
+        values = self.grid.values(self.codes)
+        if self.branch is None:
+            return values
+        down, up = self.branch
+        return values + up.float() @ down.float()
+
+
+def round_weights(
+    weights: Sequence[Tensor],
+    plan: LayerPlan,
+    moment: Tensor,
+    gradients: Sequence[Tensor] | None = None,
+    *,
+    sweeps: int = GPTQ_SWEEPS,
+) -> list[Rounded]:
+    """Round the balanced weights of layers that read one input.
 
     Args:
-        weight: (N, K) fp32.
-        plan: format, clip and rounding.
+        weights: (N_i, K) fp32 each.
+        plan: format, granularity and rounding of all.
         moment: (K, K) second moment or covariance of the balanced input.
+        gradients: as for :func:`quantize_readers`.
         sweeps: rounds of coordinate descent after GPTQ.
-
-    Returns:
-        codes (N, K) int8 and scale (N,) fp32.
     """
     fmt = plan.weight_format
-    scale = search_scale(weight, fmt, moment) if plan.clip else minmax_scale(weight, fmt)
-    if plan.rounding == "gptq":
-        return round_gptq(weight, scale, fmt, moment, sweeps=sweeps)
-    return round_nearest(weight, scale, fmt), scale
+    if plan.rounding == "two_sided" and gradients is not None:
+        scales = [_grid(weight, plan, moment).scale for weight in weights]
+        found = round_two_sided(
+            weights, scales, fmt, moment, gradients, sweeps=min(sweeps, TWO_SIDED_SWEEPS)
+        )
+        return [Rounded(codes, Grid(scale)) for codes, scale in found]
+    sizes = [len(weight) for weight in weights]
+    branches: list[tuple[Tensor, Tensor] | None] = [None] * len(weights)
+    if plan.rank:
+        parts = [split_low_rank(weight, plan.rank) for weight in weights]
+        branches, weights = [part[:2] for part in parts], [part[2] for part in parts]
+    weight = torch.cat(list(weights))
+    grid = _grid(weight, plan, moment)
+    if plan.rounding == "nearest":
+        codes = grid.codes(weight, fmt)
+    else:
+        offset = grid.offsets(weight.shape[1])
+        moved = weight if offset is None else weight - offset
+        scale = grid.scale
+        if plan.group:
+            scale = grid.steps(weight.shape[1])
+        codes, scale = round_gptq(moved, scale, fmt, moment, sweeps=sweeps)
+        grid = grid if plan.group else replace(grid, scale=scale)
+    grids = grid.split(sizes)
+    return [Rounded(*part) for part in zip(codes.split(sizes), grids, branches, strict=True)]
+
+
+def _grid(weight: Tensor, plan: LayerPlan, moment: Tensor) -> Grid:
+    fmt, kind = plan.weight_format, {"group": plan.group, "zero_point": plan.zero_point}
+    if plan.clip:
+        return search_grid(weight, fmt, moment.diagonal().to(weight.dtype), **kind)
+    return minmax_grid(weight, fmt, **kind)
 
 
 def _fill(
@@ -156,13 +241,12 @@ def _fill(
     plan: LayerPlan,
     balance: Balance,
     stats: LayerStats,
-    codes: Tensor,
-    scale: Tensor,
+    rounded: Rounded,
     shift: Tensor,
 ) -> QuantLinear:
-    quantized = QuantLinear.like(linear, plan)
-    quantized.weight.data = pack(codes, plan.weight_format)
-    quantized.scale.data = scale.clone()
+    quantized = empty_like(linear, plan)
+    quantized.weight.data = pack(rounded.codes, plan.weight_format)
+    quantized.scale.data = rounded.grid.scale.clone()
     if quantized.bias is not None:
         bias = linear.bias.detach().float() if linear.bias is not None else torch.zeros_like(shift)
         bias = bias + shift if plan.bias_correction else bias
@@ -171,15 +255,45 @@ def _fill(
         assert balance.smooth is not None
         quantized.smooth.data = balance.smooth.clone()
     if quantized.input_scale is not None:
-        quantized.input_scale.data = _largest(stats, balance) / plan.activation_format.qmax
+        grid = _static_grid(plan, stats, balance)
+        quantized.input_scale.data = grid.scale[0]
+        if grid.offset is not None:
+            quantized.get_parameter("input_offset").data = grid.offset[0]
+    if rounded.grid.offset is not None:
+        quantized.get_parameter("offset").data = rounded.grid.offset.clone()
+    if rounded.branch is not None:
+        for name, tensor in zip(("down", "up"), rounded.branch, strict=True):
+            quantized.get_parameter(name).data = tensor.contiguous()
     return quantized
 
 
-def _largest(stats: LayerStats, balance: Balance) -> Tensor:
-    """() fp32: the largest magnitude of the balanced input; of the sampled tokens' if rotated."""
-    if balance.hadamard:
-        return balance.activation(stats.rows).abs().max()
-    return balance.activation(stats.step_amax).abs().max()
+def _static_grid(plan: LayerPlan, stats: LayerStats, balance: Balance) -> Grid:
+    """Of one row: the grid of all activations, from the largest ever seen or by a search.
+
+    What is rotated or has a zero point is known by the sampled tokens only.
+    """
+    fmt = plan.activation_format
+    rows = balance.activation(stats.rows)
+    if plan.clip:
+        values = rows.reshape(1, -1)
+        return search_grid(values, fmt, torch.ones_like(values[0]), zero_point=plan.zero_point)
+    low, high = rows.min().clamp_max(0.0)[None], rows.max().clamp_min(0.0)[None]
+    if not balance.hadamard and not plan.zero_point:
+        high = balance.activation(stats.step_amax).abs().max()[None]
+    return grid_between(low, high, fmt, zero_point=plan.zero_point)
+
+
+def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def needs_gradients(candidates: Mapping[str, Sequence[LayerPlan]]) -> list[str]:
+    """The layers whose rounding may need the gradients at their outputs."""
+    return [
+        name
+        for name, plans in candidates.items()
+        if any(plan.rounding == "two_sided" for plan in plans)
+    ]
 
 
 def group_layers(infos: Iterable[LayerInfo]) -> dict[str, list[LayerInfo]]:
@@ -196,21 +310,27 @@ def balance_for(
     """The balance that all readers of one input share.
 
     Args:
-        plans: of the readers; they must agree on ``smooth`` and ``hadamard``.
+        plans: of the readers; they must agree on their balance.
         linears: the readers, weights (N_i, K).
         stats: of the input.
     """
     weight_amax = torch.cat([_weight(linear) for linear in linears]).abs().amax(0)
+    plan = plans[0]
     return make_balance(
-        stats.step_amax, weight_amax, alpha=plans[0].smooth, hadamard=plans[0].hadamard
+        stats.step_amax,
+        weight_amax,
+        alpha=plan.smooth,
+        hadamard=plan.hadamard,
+        profile=plan.profile,
     )
 
 
 def _check_agreement(plans: Sequence[LayerPlan], name: str) -> None:
     """:class:`PlanError` if the readers of the input of ``name`` are to balance it differently."""
-    if len({(p.smooth, p.hadamard) for p in plans}) != 1:
+    if len({plan.balance for plan in plans}) != 1:
         raise PlanError(
-            f"{name} and the layers that read the same input need the same smooth and hadamard."
+            f"{name} and the layers that read the same input need the same smooth and hadamard, "
+            f"and the same profile."
         )
 
 

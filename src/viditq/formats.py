@@ -1,24 +1,23 @@
-"""Integer formats: how many bits a number has, its range, and the bytes it takes.
+"""Formats of codes: how many bits a number has, its range, and the bytes it takes.
 
-All formats are symmetric two's complement integers, ``value = scale * code``. A format says nothing
-about granularity (one scale per output channel, per token, per tensor): that is the plan's matter.
-Asymmetric and floating-point formats are declined: after balancing a zero point gains little and
-would cost an extra sum over tokens in every GEMM.
+The integers are two's complement, ``value = scale * code``; ``fp8`` is e4m3, an 8-bit float, with a
+scale as well. A format says nothing about granularity (one scale per output channel, per token, per
+tensor) nor about zero points: these are the plan's matter.
 """
 
 from dataclasses import dataclass
 
 from viditq.errors import PlanError
 
-__all__ = ["FORMATS", "INT4", "INT6", "INT8", "Format", "format_named"]
+__all__ = ["FORMATS", "FP8", "INT4", "INT6", "INT8", "Format", "format_named"]
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A symmetric integer format.
+    """What codes are.
 
-    ``group`` codes are stored together in ``group_bytes`` bytes: int8 one in one, int6 four in
-    three, int4 two in one.
+    ``group`` codes are stored together in ``group_bytes`` bytes: int8 and fp8 one in one, int6 four
+    in three, int4 two in one.
     """
 
     name: str
@@ -30,14 +29,18 @@ class Format:
         assert self.group * self.bits == 8 * self.group_bytes
 
     @property
+    def is_integer(self) -> bool:
+        return self.name.startswith("int")
+
+    @property
     def qmin(self) -> int:
         """Smallest code."""
-        return -(2 ** (self.bits - 1))
+        return -(2 ** (self.bits - 1)) if self.is_integer else -self.qmax
 
     @property
     def qmax(self) -> int:
         """Largest code; ``scale = amax / qmax`` makes the largest magnitude representable."""
-        return 2 ** (self.bits - 1) - 1
+        return 2 ** (self.bits - 1) - 1 if self.is_integer else 448
 
     def row_bytes(self, features: int) -> int:
         """Bytes of one stored row of ``features`` codes; an incomplete last group is padded."""
@@ -47,11 +50,14 @@ class Format:
 INT8 = Format("int8", 8, 1, 1)
 INT6 = Format("int6", 6, 4, 3)
 INT4 = Format("int4", 4, 2, 1)
+FP8 = Format("fp8", 8, 1, 1)
 FORMATS = {f.name: f for f in (INT8, INT6, INT4)}
+"""The integer formats."""
 
 
 def format_named(name: str) -> Format:
     """The format called ``name``; :class:`PlanError` if there is none."""
-    if name not in FORMATS:
-        raise PlanError(f"Unknown format {name!r}; formats are {', '.join(FORMATS)}.")
-    return FORMATS[name]
+    formats = {**FORMATS, FP8.name: FP8}
+    if name not in formats:
+        raise PlanError(f"Unknown format {name!r}; formats are {', '.join(formats)}.")
+    return formats[name]

@@ -1,17 +1,11 @@
-"""What is done to each layer: recipes (rules, written by people) and plans (resolved, per layer).
+"""What is done to each layer of one model: the *plan*, which is stored inside the checkpoint.
 
-A *recipe* is a TOML file of a few lines: defaults and rules by role. ``Recipe.resolve`` turns it
-into candidates for every layer of a model; planning picks one each; the result is a *plan*, which
-is stored inside the checkpoint. Nothing here touches a tensor. Unknown keys are errors.
+A plan is what a recipe (:mod:`viditq.recipe`) resolves to. Nothing here touches a tensor. Unknown
+keys are errors.
 """
 
-import fnmatch
-import tomllib
 from collections.abc import Mapping
-from importlib import resources
-from itertools import product
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,13 +14,18 @@ from viditq.formats import Format, format_named
 
 __all__ = [
     "ROLES",
+    "ActivationFormat",
+    "Alpha",
+    "Block",
+    "Granularity",
+    "Group",
     "LayerPlan",
     "Plan",
-    "Recipe",
-    "Rule",
-    "Search",
-    "list_presets",
-    "load_recipe",
+    "Profile",
+    "Rank",
+    "Rounding",
+    "Value",
+    "WeightFormat",
     "validation_sentence",
 ]
 
@@ -42,51 +41,91 @@ ROLES = (
     "ffn.down",
 )
 
-WeightFormat = Literal["int8", "int6", "int4"]
-ActivationFormat = Literal["int8", "int6"]
+WeightFormat = Literal["int8", "int6", "int4", "fp8"]
+ActivationFormat = Literal["int8", "int6", "int4", "fp8"]
 Granularity = Literal["token", "tensor"]
-Rounding = Literal["nearest", "gptq"]
+Profile = Literal["static", "max", "salience"]
+Rounding = Literal["nearest", "gptq", "two_sided"]
 Alpha = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 Block = Annotated[int, Field(ge=0, le=4096, strict=True)]
-Smooth = Alpha | Literal["none"]
-T = TypeVar("T")
-Some = Annotated[list[T], Field(min_length=1)]
+Group = Annotated[int, Field(ge=0, le=65536, strict=True)]
+Rank = Annotated[int, Field(ge=0, le=1024, strict=True)]
 
 
-class _Value(BaseModel):
+class Value(BaseModel):
+    """A frozen value without unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class LayerPlan(_Value):
+class LayerPlan(Value):
     """How one linear layer is quantized.
 
     Attributes:
         weight: format of the weight, one scale per output channel.
-        activation: format of the input.
+        activation: format of the input; ``fp8`` goes with an ``fp8`` weight only.
         granularity: ``token`` (dynamic, one scale per row) or ``tensor`` (static, one scale in
             all, from calibration; without balancing, the naive baseline).
+        group: input channels that share a scale, of the weight and of a token's activations
+            alike; 0 for all of them.
+        zero_point: whether weight and activations have zero points (asymmetric quantization).
         smooth: migration strength α of the per-channel smoothing vector, 0 (balance the weight
             alone) to 1 (balance the activation alone); ``None`` for no smoothing.
+        profile: what a channel's magnitude is for smoothing, see :mod:`viditq.balancing.scaling`.
         hadamard: block size of the Hadamard rotation, a power of two; 0 for none.
-        rounding: ``nearest`` or ``gptq`` (second-order, with the calibration set).
-        clip: search the weight scale for the smallest error instead of taking the largest weight.
+        rank: of a branch ``x · downᵀ · upᵀ`` in bf16 beside the integers; 0 for none.
+        rounding: ``nearest``; ``gptq`` (second-order in the layer's input); ``two_sided``
+            (second-order in its input and in what the model makes of its output).
+        clip: search the scale for the smallest error instead of taking the largest value; of the
+            weight, and of static activations.
         bias_correction: fold the mean output error on the calibration set into the bias.
     """
 
     weight: WeightFormat = "int8"
     activation: ActivationFormat = "int8"
     granularity: Granularity = "token"
+    group: Group = 0
+    zero_point: bool = False
     smooth: Alpha | None = None
+    profile: Profile = "static"
     hadamard: Block = 0
+    rank: Rank = 0
     rounding: Rounding = "nearest"
     clip: bool = False
     bias_correction: bool = False
 
     @model_validator(mode="after")
-    def _block_is_a_power_of_two(self) -> "LayerPlan":
+    def _fits_together(self) -> "LayerPlan":
         if self.hadamard & (self.hadamard - 1):
             raise ValueError(f"hadamard must be 0 or a power of two, not {self.hadamard}")
+        if (self.weight == "fp8") != (self.activation == "fp8"):
+            raise ValueError("fp8 weights and fp8 activations go together")
+        if self.weight == "fp8" and (
+            self.rounding != "nearest"
+            or self.granularity != "token"
+            or self.group
+            or self.zero_point
+            or self.rank
+            or self.clip
+        ):
+            raise ValueError(
+                "fp8 is rounded to nearest, per channel and token, not clipped, without a branch"
+            )
+        if self.group and self.granularity == "tensor":
+            raise ValueError("a static scale per tensor has no group")
+        if self.rounding == "two_sided" and self.simulated:
+            raise ValueError("two_sided rounds weights with one scale per output channel, no more")
         return self
+
+    @property
+    def balance(self) -> tuple[float | None, str, int]:
+        """What all readers of one input must agree on: smoothing, its profile, the rotation."""
+        return self.smooth, self.profile, self.hadamard
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the layer computes with floats on the codes' grid: no integer kernel can."""
+        return bool(self.group or self.zero_point or self.rank)
 
     @property
     def weight_format(self) -> Format:
@@ -97,7 +136,7 @@ class LayerPlan(_Value):
         return format_named(self.activation)
 
 
-class Plan(_Value):
+class Plan(Value):
     """The resolved choice for every quantized layer of one model.
 
     ``layers`` maps the layer's qualified name to its :class:`LayerPlan`; layers not named stay
@@ -140,117 +179,6 @@ class Plan(_Value):
             raise PlanError(f"{where}: {validation_sentence(error)}") from None
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"{where}: malformed plan ({error!r}).") from None
-
-
-class Search(_Value):
-    """Like :class:`LayerPlan`, but balancing fields may list candidates to choose from."""
-
-    weight: WeightFormat | None = None
-    activation: ActivationFormat | None = None
-    granularity: Granularity | None = None
-    smooth: Smooth | Some[Smooth] | None = None
-    hadamard: Block | Some[Block] | None = None
-    rounding: Rounding | None = None
-    clip: bool | None = None
-    bias_correction: bool | None = None
-
-
-class Rule(Search):
-    """A :class:`Search` for the layers whose role and name match; later rules win.
-
-    ``roles`` and ``layers`` are shell patterns (``ffn.*``, ``transformer_blocks.0.*``). ``float``
-    keeps the matching layers in floating point, or takes back that an earlier rule did so.
-    """
-
-    roles: Some[str] = ["*"]
-    layers: Some[str] = ["*"]
-    float: bool | None = None
-
-    @model_validator(mode="after")
-    def _roles_exist(self) -> "Rule":
-        for pattern in self.roles:
-            if not fnmatch.filter(ROLES, pattern):
-                raise ValueError(f"no role matches {pattern!r}; roles are {', '.join(ROLES)}")
-        return self
-
-    def matches(self, name: str, role: str) -> bool:
-        return any(fnmatch.fnmatchcase(role, p) for p in self.roles) and any(
-            fnmatch.fnmatchcase(name, p) for p in self.layers
-        )
-
-
-class Recipe(_Value):
-    """Rules by role that resolve to candidates for each layer of any model."""
-
-    name: str
-    default: Search = Search()
-    rule: list[Rule] = []
-
-    def resolve(self, roles: Mapping[str, str]) -> dict[str, list[LayerPlan]]:
-        """Candidates for every layer that is to be quantized.
-
-        Args:
-            roles: role of each layer, by qualified name.
-        """
-        resolved: dict[str, list[LayerPlan]] = {}
-        for rule in self.rule:
-            for pattern in rule.layers:
-                if not fnmatch.filter(roles, pattern):
-                    raise PlanError(
-                        f"Recipe {self.name}: no layer of the model matches {pattern!r}; layers "
-                        f"are called like {next(iter(roles), '')}."
-                    )
-        for name, role in roles.items():
-            fields = self.default.model_dump(exclude_none=True)
-            keep_float = False
-            for rule in self.rule:
-                if rule.matches(name, role):
-                    keep_float = keep_float if rule.float is None else rule.float
-                    own = rule.model_dump(exclude_none=True)
-                    fields |= {k: v for k, v in own.items() if k in Search.model_fields}
-            if not keep_float:
-                resolved[name] = _candidates(fields, f"Recipe {self.name!r}, layer {name!r}")
-        return resolved
-
-
-def _candidates(fields: dict[str, Any], where: str) -> list[LayerPlan]:
-    """Every combination of the listed values, in the order they are written."""
-    choices = {k: v if isinstance(v, list) else [v] for k, v in fields.items()}
-    choices["smooth"] = [None if a == "none" else a for a in choices.get("smooth", [None])]
-    try:
-        return [LayerPlan(**dict(zip(choices, c, strict=True))) for c in product(*choices.values())]
-    except ValidationError as error:
-        raise PlanError(f"{where}: {validation_sentence(error)}") from None
-
-
-def list_presets() -> list[str]:
-    """Names of the recipes that come with viditq."""
-    folder = resources.files("viditq") / "recipes"
-    return sorted(
-        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
-    )
-
-
-def load_recipe(source: str | Path) -> Recipe:
-    """The preset called ``source``, or the recipe in the TOML file ``source``."""
-    if str(source) in list_presets():
-        name, file = str(source), resources.files("viditq") / "recipes" / f"{source}.toml"
-    elif Path(source).suffix == ".toml" and Path(source).is_file():
-        name, file = Path(source).stem, Path(source)
-    else:
-        raise PlanError(
-            f"No recipe {str(source)!r}: give one of {', '.join(list_presets())} or a .toml file."
-        )
-    try:
-        fields = tomllib.loads(file.read_text("utf-8"))
-    except ValueError as error:  # also what is no UTF-8
-        raise PlanError(f"Recipe {source}: not valid TOML ({error}).") from None
-    if "name" in fields:
-        raise PlanError(f"Recipe {source}: name: unknown field; a recipe is called as its file is.")
-    try:
-        return Recipe(name=name, **fields)
-    except ValidationError as error:
-        raise PlanError(f"Recipe {source}: {validation_sentence(error)}") from None
 
 
 def validation_sentence(error: ValidationError) -> str:

@@ -1,15 +1,16 @@
-"""Calibration statistics of every layer input, as a directory of safetensors.
+"""Calibration statistics of every layer, as directories of safetensors.
 
-Layers that read the same tensor share one entry. ``stats.json`` says what was observed and which
-file holds which input; it is written first, so that an interrupted observation goes on with the
-files that are missing, and only for the same model and inputs. Tensors are read when asked for: the
-statistics of a large model never sit in memory at once.
+Layers that read the same tensor share one entry about their input. An index says what was observed
+and which file holds which layer; it is written first, so that an interrupted observation goes on
+with the files that are missing, and only for the same model and inputs. Tensors are read when asked
+for: the statistics of a large model never sit in memory at once.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,10 +20,10 @@ from torch import Tensor
 from viditq.errors import CalibrationError
 from viditq.files import write_atomic
 
-__all__ = ["CalibrationStats", "LayerStats", "stats_of"]
+__all__ = ["CalibrationStats", "GradientStats", "LayerStats", "stats_of"]
 
 SCHEMA_VERSION = 1
-INDEX = "stats.json"
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,20 @@ class LayerStats:
         return LayerStats(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-class CalibrationStats(Mapping[str, LayerStats]):
-    """Statistics by layer name, read from ``folder`` on access.
+class _Folder(Mapping[str, Entry]):
+    """Entries by layer name, in files that several layers may share; read on access.
 
     Attributes:
         observed: hash of the calibration set and the settings, as :meth:`create` was given it.
         steps: the recorded denoising steps.
     """
 
+    INDEX: ClassVar[str]
+
     def __init__(self, folder: str | Path) -> None:
         """Open an existing directory; :class:`CalibrationError` if it is none or damaged."""
         self.folder = Path(folder)
-        index = self.folder / INDEX
+        index = self.folder / self.INDEX
         try:
             data = json.loads(index.read_text("utf-8"))
             version = data["schema_version"]
@@ -78,7 +81,7 @@ class CalibrationStats(Mapping[str, LayerStats]):
     @classmethod
     def create(
         cls, folder: str | Path, *, observed: str, steps: Sequence[int], layers: Mapping[str, str]
-    ) -> "CalibrationStats":
+    ) -> Self:
         """Open ``folder`` to write into; statistics begun for the same ``observed`` go on.
 
         Args:
@@ -87,7 +90,7 @@ class CalibrationStats(Mapping[str, LayerStats]):
             layers: the file of each layer.
         """
         folder = Path(folder)
-        if (folder / INDEX).exists():
+        if (folder / cls.INDEX).exists():
             existing = cls(folder)
             if existing.observed != observed:
                 raise CalibrationError(
@@ -101,7 +104,7 @@ class CalibrationStats(Mapping[str, LayerStats]):
             "steps": list(steps),
             "layers": dict(layers),
         }
-        write_atomic(folder / INDEX, json.dumps(data, indent=1))
+        write_atomic(folder / cls.INDEX, json.dumps(data, indent=1))
         return cls(folder)
 
     @property
@@ -109,22 +112,22 @@ class CalibrationStats(Mapping[str, LayerStats]):
         """Files that are not yet written."""
         return {file for file in self._files.values() if not (self.folder / file).exists()}
 
-    def write(self, file: str, stats: LayerStats) -> None:
+    def _write(self, file: str, tensors: Mapping[str, Tensor]) -> None:
         """Write one entry; it appears whole or not at all."""
         part = self.folder / f"{file}.part"
-        save_file({f.name: getattr(stats, f.name).contiguous() for f in fields(stats)}, part)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
         part.replace(self.folder / file)
 
-    def __getitem__(self, name: str) -> LayerStats:
+    def _read(self, name: str) -> dict[str, Tensor]:
         file = self.folder / self._files[name]
         try:
-            return LayerStats(**load_file(file))
+            return load_file(file)
         except FileNotFoundError:
             raise CalibrationError(
-                f"{file} is missing: {len(self.missing)} layer inputs are not yet observed; "
+                f"{file} is missing: {len(self.missing)} entries are not yet observed; "
                 f"observe again to go on."
             ) from None
-        except (OSError, SafetensorError, TypeError) as error:
+        except (OSError, SafetensorError) as error:
             raise CalibrationError(f"{file} cannot be read as statistics ({error}).") from None
 
     def __iter__(self) -> Iterator[str]:
@@ -132,6 +135,44 @@ class CalibrationStats(Mapping[str, LayerStats]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+class CalibrationStats(_Folder[LayerStats]):
+    """The statistics of every layer's input."""
+
+    INDEX = "stats.json"
+
+    def write(self, file: str, stats: LayerStats) -> None:
+        """Write one entry; it appears whole or not at all."""
+        self._write(file, {f.name: getattr(stats, f.name) for f in fields(stats)})
+
+    def __getitem__(self, name: str) -> LayerStats:
+        try:
+            return LayerStats(**self._read(name))
+        except TypeError as error:
+            file = self.folder / self._files[name]
+            raise CalibrationError(f"{file} cannot be read as statistics ({error}).") from None
+
+
+class GradientStats(_Folder[Tensor]):
+    """(N, N) fp32 for every layer: the second moment of the gradient at its output.
+
+    The gradient is that of the model's output along random directions, so that an error ``δ`` (N,)
+    of the layer's output costs ``δᵀ G δ`` in squared error of the model's, on average.
+    """
+
+    INDEX = "gradients.json"
+
+    def write(self, file: str, moment: Tensor) -> None:
+        """Write one entry; it appears whole or not at all."""
+        self._write(file, {"second_moment": moment})
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._read(name)["second_moment"]
+        except KeyError:
+            file = self.folder / self._files[name]
+            raise CalibrationError(f"{file} holds no moment of gradients.") from None
 
 
 def stats_of(stats: Mapping[str, LayerStats], name: str, features: int) -> LayerStats:

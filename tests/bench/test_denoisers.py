@@ -79,10 +79,10 @@ def test_two_kinds_of_blocks_fused(kind):
 
 
 def test_a_model_without_adapter():
-    eager, quantized = run("denoisers", "small-ltx", ("bf16", "w8a8"))
+    eager, quantized = run("denoisers", "small-autoencoder", ("bf16", "w8a8"))
     assert eager.timing is not None, eager.skipped
     assert eager.weight_bytes is None
-    assert quantized.skipped == "no adapter for LTXVideoTransformer3DModel"
+    assert quantized.skipped == "no adapter for AutoencoderKL"
 
 
 @pytest.mark.parametrize("kind", ["blocks", "denoisers"])

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from viditq import checkpoint
 from viditq.calibration import move
 from viditq.models import basic_block, flux, wan
-from viditq.nn import QuantLinear
+from viditq.nn import QuantLinear, empty_like
 from viditq.plan import LayerPlan
 from viditq.quantizers import pack
 
@@ -27,7 +27,7 @@ FLUX_BLOCKS = {"double": FluxTransformerBlock, "single": FluxSingleTransformerBl
 
 
 def random_layer(linear: nn.Linear, plan: LayerPlan, smooth: torch.Tensor) -> QuantLinear:
-    layer, fmt = QuantLinear.like(linear, plan), plan.weight_format
+    layer, fmt = empty_like(linear, plan), plan.weight_format
     shape = (linear.out_features, linear.in_features)
     layer.weight.data = pack(torch.randint(fmt.qmin, fmt.qmax + 1, shape, dtype=torch.int8), fmt)
     layer.scale.data = (torch.rand(shape[0]) + 0.5) / fmt.qmax / shape[1] ** 0.5

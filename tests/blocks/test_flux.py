@@ -19,8 +19,9 @@ from viditq.calibration import CalibrationInfo, CalibrationSet, model_fingerprin
 from viditq.convert import quantize_
 from viditq.nn import FP32_TENSORS
 from viditq.ops.joint_linear import reference
-from viditq.plan import LayerPlan, load_recipe
+from viditq.plan import LayerPlan
 from viditq.planning import make_plan
+from viditq.recipe import load_recipe
 
 KINDS = ["double", "single"]
 PLANS = {

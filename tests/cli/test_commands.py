@@ -37,7 +37,7 @@ def test_inspect(viditq, quantized, tmp_path):
     result = viditq("inspect", quantized / "w8a8-naive", "--json", tmp_path / "inspect.json")
     assert result.exit_code == 0
     assert "ffn.down" in result.stdout
-    assert "PixArtTransformer2DModel" in result.stdout
+    assert "PixArtTransformer2DModel, adapter pixart, recipe w8a8-naive" in result.stdout
     told = json.loads((tmp_path / "inspect.json").read_text())
     assert len(told["layers"]) == told["num_layers"] == 20
 
@@ -94,6 +94,7 @@ def test_analyze(viditq, float_pipeline, prompt_file, tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert "timestep:" in result.stdout
+    assert "static share:" in result.stdout
     assert json.loads((tmp_path / "a.json").read_text())["num"] == 1
 
 

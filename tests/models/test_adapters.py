@@ -1,105 +1,22 @@
 """Adapters are facts about diffusers' classes; the classes are asked whether they hold."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
-from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from torch import nn
 
-import tiny
 from checks import refuses
-from viditq.errors import PipelineError
-from viditq.models import ADAPTERS, adapter_for, adapter_named
+from tiny_transformers import CASES, Case, float_part
+from viditq import models
+from viditq.errors import InputError, PipelineError
+from viditq.models import (
+    ADAPTERS,
+    Adapter,
+    adapter_for,
+    adapter_named,
+    register_adapter,
+    transformer_class,
+)
 from viditq.plan import ROLES
-
-
-@dataclass(frozen=True)
-class Case:
-    """A tiny model of a class, what else it is called with, and what stays float in it."""
-
-    make: Callable[[], nn.Module]
-    latents: tuple[int, ...]
-    float_parts: set[str]
-    arguments: Callable[[], dict[str, Any]] = dict
-
-
-WAN = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 16,
-    "freq_dim": 16,
-    "ffn_dim": 48,
-    "num_layers": 2,
-}
-FLUX_FLOAT = {"time_text_embed", "context_embedder", "x_embedder", "norm_out", "proj_out"}
-FLUX_FLOAT |= {"norm.linear", "norm1.linear", "norm1_context.linear"}
-WAN_FLOAT = {"condition_embedder", "proj_out"}
-COGVIDEOX = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_layers": 2,
-    "text_embed_dim": 16,
-    "time_embed_dim": 16,
-    "sample_width": 8,
-    "sample_height": 8,
-    "sample_frames": 5,
-    "max_text_seq_length": 5,
-}
-
-# More blocks than ten in one of them, so that "10" has to come after "9".
-CASES = {
-    "pixart": Case(
-        lambda: tiny.pixart(layers=11).transformer,
-        (2, 4, 8, 8),
-        {"adaln_single", "caption_projection", "proj_out"},
-        lambda: {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
-    ),
-    "latte": Case(
-        lambda: tiny.latte(layers=2).transformer,
-        (2, 4, 2, 8, 8),
-        {"adaln_single", "caption_projection", "proj_out"},
-    ),
-    "stdit": Case(
-        lambda: tiny.stdit(layers=11),
-        (2, 4, 2, 8, 8),
-        {"adaln_single", "caption_projection", "proj_out"},
-    ),
-    "stdit3": Case(
-        lambda: tiny.stdit3(layers=11),
-        (2, 4, 2, 8, 8),
-        {"time_embedding", "fps_embedding", "time_modulation", "caption_projection", "proj_out"},
-        lambda: {"fps": torch.tensor([24, 24]), "height": 64, "width": 64},
-    ),
-    "flux": Case(
-        lambda: tiny.flux(layers=11, single_layers=2),
-        (),
-        FLUX_FLOAT,
-        tiny.flux_inputs,
-    ),
-    "wan": Case(lambda: WanTransformer3DModel(**WAN), (2, 4, 2, 8, 8), WAN_FLOAT),
-    "wan, image to video": Case(
-        lambda: WanTransformer3DModel(**WAN, image_dim=16, added_kv_proj_dim=32),
-        (2, 4, 2, 8, 8),
-        WAN_FLOAT,
-        # The caption is what stands behind so many tokens of the image that 512 are left.
-        lambda: {
-            "encoder_hidden_states": torch.randn(2, 512, 16),
-            "encoder_hidden_states_image": torch.randn(2, 5, 16),
-        },
-    ),
-    "cogvideox": Case(
-        lambda: CogVideoXTransformer3DModel(**COGVIDEOX),
-        (2, 2, 4, 8, 8),
-        {"patch_embed", "time_embedding", "norm_out", "proj_out", "norm1.linear", "norm2.linear"},
-    ),
-}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -109,19 +26,12 @@ def case(request) -> Case:
 
 @pytest.fixture(scope="module")
 def model(case) -> nn.Module:
-    torch.manual_seed(0)
-    return case.make().eval()
+    return case.model()
 
 
 def run(model: nn.Module, case: Case) -> None:
-    """One forward pass on two prompts, both longer than one token."""
-    arguments = {
-        "hidden_states": torch.randn(case.latents),
-        "timestep": torch.tensor([500, 500]),
-        "encoder_hidden_states": torch.randn(2, 5, 16),
-    }
     with torch.inference_mode():
-        model(**arguments | case.arguments())
+        model(**case.inputs())
 
 
 def test_every_linear_of_every_block_has_a_role_and_nothing_else(model, case):
@@ -130,12 +40,6 @@ def test_every_linear_of_every_block_has_a_role_and_nothing_else(model, case):
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert set(layers) <= linears
     assert {float_part(name) for name in linears - set(layers)} == case.float_parts
-
-
-def float_part(name: str) -> str:
-    """The part of the model that a layer belongs to; of a block, which part of that."""
-    first, *rest = name.split(".")
-    return ".".join(rest[1:]) if first.endswith("blocks") else first
 
 
 def test_facts_about_each_layer(model):
@@ -198,14 +102,14 @@ def test_a_group_is_named_after_its_first_layer(model):
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
 def test_an_adapter_is_found_by_its_class(adapter):
     assert adapter_named(adapter.transformer) is adapter
-    assert adapter.transformer_class.__name__ == adapter.transformer
+    assert transformer_class(adapter.transformer).__name__ == adapter.transformer
     assert adapter.name in CASES
     assert adapter.kind in ("image", "video")
 
 
 def test_a_class_without_adapter():
-    with refuses(PipelineError, "LTXVideoTransformer3DModel", *(a.transformer for a in ADAPTERS)):
-        adapter_named("LTXVideoTransformer3DModel")
+    with refuses(PipelineError, "MochiTransformer3DModel", *(a.transformer for a in ADAPTERS)):
+        adapter_named("MochiTransformer3DModel")
     with refuses(PipelineError, "Linear"):
         adapter_for(nn.Linear(1, 1))
 
@@ -216,3 +120,30 @@ def test_a_class_of_that_name_with_other_parts():
 
     with refuses(PipelineError, "PixArtTransformer2DModel", "'transformer_blocks'"):
         adapter_for(impostor := PixArtTransformer2DModel()).layers(impostor)
+
+
+def adapter(roles: dict[str, str], shared: tuple[tuple[str, ...], ...] = ()) -> Adapter:
+    return Adapter("mine", "MyTransformer", "image", {"blocks": roles}, shared)
+
+
+def test_a_role_that_there_is_not():
+    with refuses(InputError, "'mine'", "'to_q'", "'attention'", *ROLES):
+        adapter({"to_q": "attention"})
+
+
+@pytest.mark.parametrize("shared", [(("q", "v"),), (("q", "k"), ("q", "k")), (("q", "q"),)])
+def test_shared_inputs_of_layers_without_role_or_in_two_groups(shared):
+    with refuses(InputError, "'mine'", "share an input"):
+        adapter({"q": "self_attn.qkv", "k": "self_attn.qkv"}, shared)
+
+
+def test_one_of_ones_own_takes_the_place_of_any_other(monkeypatch):
+    monkeypatch.setattr(models, "_BY_CLASS", dict(models._BY_CLASS))
+    register_adapter(mine := adapter({"to_q": "self_attn.qkv"}))
+    register_adapter(other := adapter({"to_k": "self_attn.qkv"}))
+    assert mine != other
+    assert adapter_named("MyTransformer") is other
+    layer = nn.ModuleDict({"to_q": nn.Linear(3, 4), "to_k": nn.Linear(5, 6)})
+    model = type("MyTransformer", (nn.Module,), {})()
+    model.blocks = nn.ModuleList([layer])
+    assert list(adapter_for(model).layers(model)) == ["blocks.0.to_k"]

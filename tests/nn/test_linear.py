@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from viditq.formats import FORMATS
-from viditq.nn import FP32_TENSORS, QuantLinear
+from viditq.nn import FP32_TENSORS, QuantLinear, empty_like
 from viditq.ops import block_hadamard, quantize_rows
 from viditq.plan import LayerPlan
 from viditq.quantizers import pack
@@ -153,7 +153,7 @@ def test_a_round_trip_through_bf16_is_free_but_for_the_bias():
 def test_moves_to_another_device_and_is_made_there():
     for layer in (
         filled(PLANS["w4a8"], 36)[0].to("meta"),
-        QuantLinear.like(nn.Linear(36, 5, device="meta"), PLANS["w4a8"]),
+        empty_like(nn.Linear(36, 5, device="meta"), PLANS["w4a8"]),
     ):
         assert {t.device.type for t in layer.state_dict().values()} == {"meta"}
         assert layer(torch.empty(3, 36, device="meta")).shape == (3, 5)

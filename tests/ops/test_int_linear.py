@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from viditq.ops import int4_linear, int8_linear, pack_int4
+from viditq.ops.int8_linear import reference
 from viditq.ops.int8_linear.reference import integer_matmul
 
 
@@ -143,3 +144,15 @@ def test_registration(m, bias):
     torch.library.opcheck(
         torch.ops.viditq.int4_linear.default, (x, torch.tensor(0.5), packed, *rest)
     )
+
+
+@pytest.mark.parametrize("bytes_", [True, False])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 36, 5), (17, 7, 3), (0, 8, 4), (33, 1025, 65)])
+def test_sums_are_exact_on_any_processor(monkeypatch, bytes_, m, k, n):
+    if bytes_ and not reference._multiplies_bytes():
+        pytest.skip("this processor does not multiply bytes")
+    monkeypatch.setattr(reference, "_multiplies_bytes", lambda: bytes_)
+    x, weight = (torch.randint(-128, 128, (rows, k), dtype=torch.int8) for rows in (m, n))
+    x[:1], weight[:1] = -128, -128  # the largest sum there is
+    expected = (x.long() @ weight.long().T).float()
+    assert torch.equal(integer_matmul(x, weight), expected)

@@ -7,6 +7,7 @@ import tiny
 from checks import refuses
 from viditq import pipelines
 from viditq.errors import PipelineError
+from viditq.models import transformer_class
 from viditq.pipelines.families import FAMILIES, family_named
 
 
@@ -16,7 +17,7 @@ def test_every_family_is_a_class(name):
     assert facts.pipeline == name
     assert issubclass(facts.pipeline_class, DiffusionPipeline)
     assert facts.pipeline_class.__name__ == name
-    assert issubclass(facts.adapter.transformer_class, ModelMixin)
+    assert issubclass(transformer_class(facts.adapter.transformer), ModelMixin)
     assert facts.kind in ("image", "video")
 
 

@@ -9,8 +9,9 @@ from synthetic import statistics, tokens
 from viditq.convert import balance_for, group_layers, linear_named, quantize_readers
 from viditq.errors import CalibrationError, PipelineError, PlanError
 from viditq.models import adapter_for
-from viditq.plan import LayerPlan, Recipe, list_presets, load_recipe
+from viditq.plan import LayerPlan
 from viditq.planning import make_plan
+from viditq.recipe import Recipe, list_presets, load_recipe
 
 
 @pytest.fixture(params=["pixart", "latte", "odd"])
@@ -64,6 +65,30 @@ def test_the_chosen_candidate_has_the_smallest_error(model, stats):
         assert error(plan.layers[name]) == pytest.approx(min(errors))
         spread.append(max(errors) / min(errors))
     assert max(spread) > 1.5  # there was something to choose
+
+
+def test_with_gradients_an_error_counts_as_what_the_model_makes_of_it(model, stats):
+    """A layer whose output nobody looks at has no say in the balance of the input it shares."""
+    infos = adapter_for(model).layers(model)
+    group = next(g for g in group_layers(infos.values()).values() if len(g) == 3)
+    search = recipe(default={"weight": "int4", "smooth": [0.0, 0.5, 1.0], "hadamard": [0, 64]})
+    chosen = []
+    for heard in group:
+        gradients = {
+            info.name: torch.eye(info.out_features) * (info is heard or info not in group)
+            for info in infos.values()
+        }
+        plan = make_plan(model, search, stats, gradients)
+        chosen.append(plan.layers[group[0].name])
+        x = stats[heard.name].rows
+        errors = {}
+        for option in search.resolve({"any": "ffn.up"})["any"]:
+            linears = [linear_named(model, info.name) for info in group]
+            balance = balance_for([option] * 3, linears, stats[heard.name])
+            readers = quantize_readers(linears, [option] * 3, balance, stats[heard.name])
+            at = group.index(heard)
+            errors[option] = (readers[at](x) - linears[at](x)).square().sum().item()
+        assert errors[chosen[-1]] == pytest.approx(min(errors.values()))
 
 
 def test_readers_of_one_input_get_one_balance(model, stats):

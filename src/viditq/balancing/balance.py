@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from viditq.balancing.rotation import random_signs, rotation_block
-from viditq.balancing.scaling import smooth_scale, static_profile
+from viditq.balancing.scaling import profile_of, smooth_scale
 from viditq.ops import block_hadamard
 
 __all__ = ["Balance", "make_balance"]
@@ -47,7 +47,13 @@ class Balance:
 
 
 def make_balance(
-    step_amax: Tensor, weight_amax: Tensor, *, alpha: float | None, hadamard: int, seed: int = 0
+    step_amax: Tensor,
+    weight_amax: Tensor,
+    *,
+    alpha: float | None,
+    hadamard: int,
+    profile: str = "static",
+    seed: int = 0,
 ) -> Balance:
     """The balance of one layer input.
 
@@ -57,12 +63,13 @@ def make_balance(
         alpha: migration strength; ``None`` for no scaling.
         hadamard: largest block of the rotation; the largest power of two up to it that divides K is
             used, and no rotation if that is below 4.
+        profile: which of :mod:`viditq.balancing.scaling` to scale by.
         seed: of the rotation's signs.
     """
     features = step_amax.shape[1]
     smooth = None
     if alpha is not None:
-        smooth = smooth_scale(static_profile(step_amax), weight_amax, alpha)
+        smooth = smooth_scale(profile_of(profile, step_amax, weight_amax), weight_amax, alpha)
     block = rotation_block(features, hadamard)
     if block:
         signs = random_signs(features, seed).to(step_amax.device)

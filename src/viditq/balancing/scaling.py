@@ -1,15 +1,21 @@
 """Per-channel smoothing: move the difficulty of a channel from the activation to the weight.
 
 ``s_j = max|X_j|^α / max|W_j|^(1-α)`` (SmoothQuant, arXiv 2211.10438, Eq. 4), with the activation
-read as ``x / s`` and the weight stored as ``W · s``. ViDiT-Q (arXiv 2406.02540, section 3.3) takes
-the activation's part from what is *static* over the timesteps, see :func:`static_profile`; what
-changes with the timestep is left to the rotation.
+read as ``x / s`` and the weight stored as ``W · s``. The activation's part is a *profile* of the
+channels' magnitudes over the timesteps:
+
+- ``static`` (ViDiT-Q, arXiv 2406.02540, section 3.3): what is constant over the timesteps, see
+  :func:`static_profile`; what changes with them is left to the rotation.
+- ``max`` (SmoothQuant): the largest value anywhere.
+- ``salience`` (PTQ4DiT, arXiv 2405.16005, Eqs. 9 and 10): the mean over the timesteps, those
+  counting more in which activation and weight are large in different channels, see
+  :func:`salience_profile`.
 """
 
 import torch
 from torch import Tensor
 
-__all__ = ["smooth_scale", "static_profile"]
+__all__ = ["profile_of", "salience_profile", "smooth_scale", "static_profile"]
 
 MOST = 256.0
 """A channel that calibration saw near zero must not dominate a token when it is not."""
@@ -29,6 +35,35 @@ def static_profile(step_amax: Tensor) -> Tensor:
     """
     level = step_amax.mean(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return (step_amax / level).mean(0) * level.max()
+
+
+def salience_profile(step_amax: Tensor, weight_amax: Tensor) -> Tensor:
+    """The mean over the timesteps, weighted by ``exp(-ρ_t)``.
+
+    ρ_t is Spearman's rank correlation between the channels' magnitudes in the activation at step t
+    and in the weight: where they agree, balancing has nowhere to move the difficulty to.
+
+    Args:
+        step_amax: (T, K) largest magnitude of each channel at each recorded step.
+        weight_amax: (K,) largest magnitude of each weight column.
+
+    Returns:
+        (K,) fp32.
+    """
+    ranks = torch.cat([step_amax, weight_amax[None]]).argsort(1).argsort(1).double()
+    ranks = ranks - ranks.mean(1, keepdim=True)
+    norms = ranks.norm(dim=1).clamp_min(1e-30)
+    correlation = ranks[:-1] @ ranks[-1] / (norms[:-1] * norms[-1])
+    return (correlation.neg().softmax(0)[:, None] * step_amax).sum(0).to(torch.float32)
+
+
+def profile_of(kind: str, step_amax: Tensor, weight_amax: Tensor) -> Tensor:
+    """(K,) fp32: the profile called ``kind``; arguments as for :func:`salience_profile`."""
+    if kind == "max":
+        return step_amax.amax(0)
+    if kind == "salience":
+        return salience_profile(step_amax, weight_amax)
+    return static_profile(step_amax)
 
 
 def smooth_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:

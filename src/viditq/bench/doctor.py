@@ -24,7 +24,7 @@ from viditq.bench.record import explain
 from viditq.bench.tables import NOTHING, TextTable
 from viditq.bench.timing import clear_memory, measure
 from viditq.errors import PipelineError
-from viditq.models import LayerInfo, adapter_for, adapter_named
+from viditq.models import LayerInfo, adapter_for, transformer_class
 from viditq.ops import fastest_backend, use_backend
 from viditq.pipelines.sources import TRANSFORMER, read_index, resolve, resolve_device
 from viditq.plan import LayerPlan, Plan
@@ -197,7 +197,7 @@ def _describe(folder: Path) -> tuple[Any, Mapping[str, LayerPlan]]:
     try:
         config = json.loads(path.read_text("utf-8"))
         with init_empty_weights():
-            model = adapter_named(config["_class_name"]).transformer_class.from_config(config)
+            model = transformer_class(config["_class_name"]).from_config(config)
     except Exception as error:
         raise PipelineError(f"{path} describes no transformer ({explain(error)}).") from error
     if checkpoint.is_quantized(folder):

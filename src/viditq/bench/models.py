@@ -89,6 +89,20 @@ _WAN_INPUTS = {
     "encoder_hidden_states": Noise((1, 512, 4096)),
 }
 
+_SD3_5 = {
+    "attention_head_dim": 64,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 2048,
+    "qk_norm": "rms_norm",
+}
+
+_SD3_5_INPUTS = {
+    "hidden_states": Noise((2, 16, 128, 128)),
+    "encoder_hidden_states": Noise((2, 77 + 256, 4096)),
+    "pooled_projections": Noise((2, 2048)),
+    "timestep": Fill(500, (2,), torch.int64),
+}
+
 MODELS = {
     case.name: case
     for case in (
@@ -172,6 +186,114 @@ MODELS = {
                 "timestep": Fill(500, (1,), torch.int64),
             },
             blocks={"transformer_blocks": "num_layers"},
+        ),
+        ModelCase(
+            name="sd3.5-medium",
+            title="SD3.5-medium, 1024², CFG batch 2",
+            transformer="SD3Transformer2DModel",
+            config={
+                **_SD3_5,
+                "num_layers": 24,
+                "num_attention_heads": 24,
+                "caption_projection_dim": 1536,
+                "pos_embed_max_size": 384,
+                "dual_attention_layers": tuple(range(13)),
+            },
+            inputs=_SD3_5_INPUTS,
+            blocks={"transformer_blocks": "num_layers"},
+        ),
+        ModelCase(
+            name="sd3.5-large",
+            title="SD3.5-large, 1024², CFG batch 2",
+            transformer="SD3Transformer2DModel",
+            config={
+                **_SD3_5,
+                "num_layers": 38,
+                "num_attention_heads": 38,
+                "caption_projection_dim": 2432,
+                "pos_embed_max_size": 192,
+            },
+            inputs=_SD3_5_INPUTS,
+            blocks={"transformer_blocks": "num_layers"},
+        ),
+        ModelCase(
+            name="sana-1.6b",
+            title="Sana-1.6B, 1024², CFG batch 2",
+            transformer="SanaTransformer2DModel",
+            config={"num_layers": 20},
+            inputs={
+                "hidden_states": Noise((2, 32, 32, 32)),
+                "encoder_hidden_states": Noise((2, 300, 2304)),
+                "encoder_attention_mask": Valid((1, 60), 300),
+                "timestep": Fill(500, (2,), torch.int64),
+            },
+            blocks={"transformer_blocks": "num_layers"},
+        ),
+        ModelCase(
+            name="qwen-image",
+            title="Qwen-Image, 1024², batch 1",
+            transformer="QwenImageTransformer2DModel",
+            config={"num_layers": 60},
+            inputs={
+                "hidden_states": Noise((1, 4096, 64)),
+                "encoder_hidden_states": Noise((1, 128, 3584)),
+                "timestep": Fill(0.5, (1,)),
+                "img_shapes": [[(1, 64, 64)]],
+            },
+            blocks={"transformer_blocks": "num_layers"},
+        ),
+        ModelCase(
+            name="flux2-dev",
+            title="FLUX.2-dev, 1024², batch 1",
+            transformer="Flux2Transformer2DModel",
+            config={"num_layers": 8, "num_single_layers": 48},
+            inputs={
+                "hidden_states": Noise((1, 4096, 128)),
+                "encoder_hidden_states": Noise((1, 512, 15360)),
+                "timestep": Fill(0.5, (1,)),
+                "guidance": Fill(4.0, (1,)),
+                "img_ids": Noise((4096, 4)),
+                "txt_ids": Fill(0, (512, 4)),
+            },
+            blocks={
+                "transformer_blocks": "num_layers",
+                "single_transformer_blocks": "num_single_layers",
+            },
+        ),
+        ModelCase(
+            name="ltx-2b",
+            title="LTX-Video-2B, 121 × 512 × 768, CFG batch 2",
+            transformer="LTXVideoTransformer3DModel",
+            config={"num_layers": 28},
+            inputs={
+                "hidden_states": Noise((2, 16 * 16 * 24, 128)),
+                "encoder_hidden_states": Noise((2, 128, 4096)),
+                "encoder_attention_mask": Valid((1, 60), 128),
+                "timestep": Fill(500, (2,), torch.int64),
+                "num_frames": 16,
+                "height": 16,
+                "width": 24,
+                "rope_interpolation_scale": (8 / 25, 32, 32),
+            },
+            blocks={"transformer_blocks": "num_layers"},
+        ),
+        ModelCase(
+            name="hunyuan-video",
+            title="HunyuanVideo, 129 × 544 × 960, batch 1",
+            transformer="HunyuanVideoTransformer3DModel",
+            config={"num_layers": 20, "num_single_layers": 40},
+            inputs={
+                "hidden_states": Noise((1, 16, 33, 68, 120)),
+                "encoder_hidden_states": Noise((1, 256, 4096)),
+                "encoder_attention_mask": Valid((60,), 256),
+                "pooled_projections": Noise((1, 768)),
+                "timestep": Fill(500, (1,), torch.int64),
+                "guidance": Fill(6000, (1,)),
+            },
+            blocks={
+                "transformer_blocks": "num_layers",
+                "single_transformer_blocks": "num_single_layers",
+            },
         ),
     )
 }

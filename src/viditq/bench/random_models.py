@@ -18,7 +18,7 @@ from viditq.balancing import Balance, random_signs, rotation_block
 from viditq.convert import group_layers, linear_named
 from viditq.errors import PipelineError
 from viditq.models import LayerInfo, adapter_for
-from viditq.nn import QuantLinear
+from viditq.nn import QuantLinear, empty_like
 from viditq.ops.quantize_rows import balance_rows
 from viditq.plan import LayerPlan
 from viditq.quantizers import minmax_scale, pack, round_nearest
@@ -67,7 +67,7 @@ def build(
 
 
 def block_linears(model: nn.Module) -> dict[str, LayerInfo]:
-    """The layers that viditq quantizes; none if the model has no adapter."""
+    """The layers that viditq quantizes; none without an adapter, known or guessed."""
     try:
         return adapter_for(model).layers(model)
     except PipelineError:
@@ -127,7 +127,7 @@ def _quantized(
 ) -> QuantLinear:
     weight = balance.weight(linear.weight.detach().float())
     scale = minmax_scale(weight, plan.weight_format)
-    quantized = QuantLinear.like(linear, plan)
+    quantized = empty_like(linear, plan)
     quantized.weight.data = pack(
         round_nearest(weight, scale, plan.weight_format), plan.weight_format
     )

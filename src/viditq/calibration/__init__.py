@@ -1,5 +1,6 @@
 """Recorded transformer inputs and the statistics taken from them."""
 
+from viditq.calibration.gradients import observe_gradients
 from viditq.calibration.observe import model_fingerprint, observe
 from viditq.calibration.recorded import CalibrationInfo, CalibrationSet, RecordedCall, move
 
@@ -10,4 +11,5 @@ __all__ = [
     "model_fingerprint",
     "move",
     "observe",
+    "observe_gradients",
 ]

@@ -8,7 +8,7 @@ calibration set; finished inputs are on disk at once and an interrupted run goes
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -46,11 +46,7 @@ def observe(
         CalibrationError: the set was recorded from another model, ``folder`` holds the statistics
             of another set, or an input is not finite.
     """
-    if recorded.info.model != model_fingerprint(model):
-        raise CalibrationError(
-            f"{recorded.folder} was recorded from another model ({recorded.info.source}); record "
-            f"again with this one."
-        )
+    check_recorded_from(model, recorded)
     readers = adapter_for(model).layers(model)
     inputs = [info for info in readers.values() if info.group == info.name]
     observed = recorded.info.model_dump_json() + str(rows)
@@ -58,18 +54,31 @@ def observe(
         folder,
         observed=hashlib.sha256(observed.encode()).hexdigest()[:16],
         steps=recorded.info.steps,
-        layers={name: _file(info.group) for name, info in readers.items()},
+        layers={name: file_of(info.group) for name, info in readers.items()},
     )
     missing = stats.missing
-    waiting = [info for info in inputs if _file(info.name) in missing]
-    for number, batch in enumerate(passes := _batches(waiting, rows, memory_bytes)):
+    waiting = [info for info in inputs if file_of(info.name) in missing]
+    passes = in_batches(
+        waiting, lambda info: 4 * info.in_features * (info.in_features + rows), memory_bytes
+    )
+    for number, batch in enumerate(passes):
         what = "observe" if len(passes) == 1 else f"observe {number + 1}/{len(passes)}"
         for name, layer in _watch(model, recorded, batch, rows, track, what).items():
-            stats.write(_file(name), layer)
+            stats.write(file_of(name), layer)
     return stats
 
 
-def _file(name: str) -> str:
+def check_recorded_from(model: nn.Module, recorded: CalibrationSet) -> None:
+    """:class:`CalibrationError` if ``recorded`` is of another model."""
+    if recorded.info.model != model_fingerprint(model):
+        raise CalibrationError(
+            f"{recorded.folder} was recorded from another model ({recorded.info.source}); record "
+            f"again with this one."
+        )
+
+
+def file_of(name: str) -> str:
+    """The file of the layer ``name`` in a folder of statistics."""
     return f"{name}.safetensors"
 
 
@@ -83,12 +92,14 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _batches(infos: Iterable[LayerInfo], rows: int, memory_bytes: int) -> list[list[LayerInfo]]:
-    """Consecutive inputs whose second moments and rows fit into ``memory_bytes`` together."""
+def in_batches(
+    infos: Iterable[LayerInfo], size_bytes: Callable[[LayerInfo], int], memory_bytes: int
+) -> list[list[LayerInfo]]:
+    """Consecutive layers whose statistics fit into ``memory_bytes`` together."""
     batches: list[list[LayerInfo]] = []
     used = math.inf
     for info in infos:
-        size = 4 * info.in_features * (info.in_features + rows)
+        size = size_bytes(info)
         if used + size > memory_bytes:
             batches.append([])
             used = 0
@@ -128,6 +139,11 @@ def _watch(
         for handle in handles:
             handle.remove()
     for name, watcher in watchers.items():
+        if not watcher.count:
+            raise CalibrationError(
+                f"{name} was not called by any recorded call; leave it out of its adapter "
+                f"(docs/adding-a-model.md)."
+            )
         if not torch.isfinite(watcher.second_moment).all():
             raise CalibrationError(
                 f"The input of {name} is not finite on the calibration set; the float pipeline "

@@ -32,9 +32,10 @@ def inspect(
         summary = checkpoint.inspect(directory)
         write_json(json, summary.model_dump(mode="json"))
         say(
-            f"{summary.name}: {summary.transformer}, recipe {summary.recipe}; {summary.num_layers} "
-            f"layers with {summary.num_weights:,} weights in {summary.weight_bits:.3f} bits each: "
-            f"{summary.size_bytes:,} bytes, in bf16 {summary.float_size_bytes:,}."
+            f"{summary.name}: {summary.transformer}, adapter {summary.plan.model}, recipe "
+            f"{summary.recipe}; {summary.num_layers} layers with {summary.num_weights:,} weights "
+            f"in {summary.weight_bits:.3f} bits each: {summary.size_bytes:,} bytes, in bf16 "
+            f"{summary.float_size_bytes:,}."
         )
         say(layer_table(summary))
         if summary.provenance is not None:

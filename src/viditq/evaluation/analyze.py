@@ -1,15 +1,18 @@
 """How the activations of a float pipeline vary along its own sampling trajectories.
 
-``analyze`` records the transformer's inputs for a few prompts at every step, runs the transformer
-on them with a hook on each input of the block linears, and writes ``out``:
+``analyze`` records the transformer's inputs for a few prompts at every step and runs the
+transformer on them twice with a hook on each input of the block linears: once to see how it varies,
+and, with the balancing that follows from that, once to see what balancing changes. It writes
+``out``:
 
     out/variation.json     the numbers, all layers and medians by role (:class:`Analysis`)
-    out/summary.png        all layers, the four levels side by side
-    out/layer-ROLE.png     the four levels of one layer of each role, the most uneven one
+    out/summary.png        all layers: the four levels and the static share side by side
+    out/balance.png        all layers: incoherence before and after balancing
+    out/layer-ROLE.png     one layer of each role, the most uneven one
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,8 +22,16 @@ from pydantic import BaseModel, ConfigDict
 
 from viditq import pipelines
 from viditq.calibration import CalibrationSet, move
+from viditq.convert import group_layers, linear_named
 from viditq.evaluation import plots, provenance
-from viditq.evaluation.variation import LayerVariation, VariationHook
+from viditq.evaluation.incoherence import (
+    Balanced,
+    Incoherence,
+    IncoherenceHook,
+    balances,
+    weight_incoherence,
+)
+from viditq.evaluation.variation import LayerVariation, Variation, VariationHook
 from viditq.files import atomic_directory, write_atomic
 from viditq.models import adapter_for
 from viditq.progress import Track, quiet
@@ -39,8 +50,7 @@ class Analysis(BaseModel):
         pipeline: As it was named.
         layers: Layer name → its variation. Layers that read the same input stand once, under the
             first of them.
-        roles: Role → level → median over its layers (levels as in ``LEVELS``, and
-            ``channel_stability``, ``incoherence``).
+        roles: Role → the medians over its layers.
         created, commit, versions, hardware, prompts_hash, num, seed, steps, guidance: provenance.
     """
 
@@ -48,7 +58,7 @@ class Analysis(BaseModel):
 
     pipeline: str
     layers: dict[str, LayerVariation]
-    roles: dict[str, dict[str, float]]
+    roles: dict[str, Variation]
     created: str
     commit: str | None
     versions: dict[str, str]
@@ -64,7 +74,7 @@ class Analysis(BaseModel):
         return self.model_dump(mode="json")
 
     def sentences(self) -> list[str]:
-        """One per level: the median over the layers, and the layer where it is largest."""
+        """One per level and measure: the median over the layers, and the layer at the far end."""
         said = []
         for level in LEVELS:
             values = {
@@ -78,6 +88,15 @@ class Analysis(BaseModel):
                     f"{level}: {median(values.values()):.2f}× in the median layer, at most "
                     f"{values[worst]:.2f}× ({worst})"
                 )
+        shares = {name: layer.static_share for name, layer in self.layers.items()}
+        least = min(shares, key=lambda name: shares[name])
+        said.append(
+            f"static share: {_percent(median(shares.values()))} of the channel pattern is the same "
+            f"at every step in the median layer, least {_percent(shares[least])} ({least})"
+        )
+        every = Variation.median(list(self.layers.values())).incoherence
+        said.append(_incoherence_sentence("token", every.token))
+        said.append(_incoherence_sentence("weight", every.weight))
         return said
 
 
@@ -94,7 +113,7 @@ def analyze(
     overwrite: bool = False,
     track: Track = quiet,
 ) -> Analysis:
-    """Measure and plot the four levels of variation of a float pipeline.
+    """Measure and plot how a float pipeline's layer inputs vary, and what balancing changes.
 
     Args:
         source: Bundled name, directory in diffusers layout, or hub id.
@@ -122,11 +141,12 @@ def analyze(
             guidance=guidance,
             track=track,
         )
-        hooks = _watch(pipe.transformer, recorded, track)
+        hooks = _vary(pipe.transformer, recorded, track)
+        balanced = _balance(pipe.transformer, recorded, hooks, track)
         shutil.rmtree(work / "recorded")
         infos = adapter_for(pipe.transformer).layers(pipe.transformer)
         layers = {
-            name: hook.variation(infos[name].role, infos[name].block)
+            name: hook.variation(infos[name].role, infos[name].block, balanced[name])
             for name, hook in hooks.items()
         }
         analysis = Analysis(
@@ -145,38 +165,69 @@ def analyze(
         )
         write_atomic(work / VARIATION_FILE, analysis.model_dump_json(indent=1))
         write_atomic(work / "summary.png", plots.summary(Path(source).name, layers))
+        write_atomic(work / "balance.png", plots.balance(Path(source).name, layers))
         step_indices = torch.tensor(recorded.info.steps)
         for role in analysis.roles:
             name = max(
                 (name for name in layers if layers[name].role == role),
-                key=lambda name: layers[name].incoherence,
+                key=lambda name: layers[name].incoherence.call.raw,
             )
             picture = plots.layer(name, layers[name], hooks[name].profile(step_indices))
             write_atomic(work / f"layer-{role}.png", picture)
     return analysis
 
 
-@torch.inference_mode()
-def _watch(
+def _vary(
     transformer: torch.nn.Module, recorded: CalibrationSet, track: Track
 ) -> dict[str, VariationHook]:
-    """Run the recorded calls with a hook on the first layer of each shared input."""
+    """The first pass, with a hook on the first layer of each shared input."""
+    steps, guided = len(recorded.info.steps), recorded.info.guidance > 1
+    infos = adapter_for(transformer).layers(transformer)
+    hooks = {name: VariationHook(steps, guided) for name in group_layers(infos.values())}
+    _watch(transformer, recorded, hooks, track, "analyze")
+    return hooks
+
+
+def _balance(
+    transformer: torch.nn.Module,
+    recorded: CalibrationSet,
+    varied: Mapping[str, VariationHook],
+    track: Track,
+) -> dict[str, Incoherence]:
+    """The second pass, with the balances that follow from the first."""
+    steps, guided = len(recorded.info.steps), recorded.info.guidance > 1
+    hooks: dict[str, IncoherenceHook] = {}
+    weights: dict[str, Balanced] = {}
+    infos = adapter_for(transformer).layers(transformer)
+    for name, readers in group_layers(infos.values()).items():
+        linears = [linear_named(transformer, info.name) for info in readers]
+        weight = torch.cat([linear.weight.detach().float() for linear in linears])
+        ways = balances(varied[name].step_amax.to(weight.device), weight)
+        hooks[name] = IncoherenceHook(steps, guided, ways, weight.shape[1])
+        weights[name] = weight_incoherence(ways, weight)
+    _watch(transformer, recorded, hooks, track, "balance")
+    return {name: hook.incoherence(weights[name]) for name, hook in hooks.items()}
+
+
+@torch.inference_mode()
+def _watch(
+    transformer: torch.nn.Module,
+    recorded: CalibrationSet,
+    hooks: Mapping[str, VariationHook] | Mapping[str, IncoherenceHook],
+    track: Track,
+    what: str,
+) -> None:
+    """Run the recorded calls with the hooks on the layers of these names."""
     adapter = adapter_for(transformer)
     infos = adapter.layers(transformer)
     steps = recorded.info.steps
-    guided = recorded.info.guidance > 1
-    hooks = {
-        name: VariationHook(len(steps), guided)
-        for name, info in infos.items()
-        if info.group == info.name
-    }
     handles = [
         transformer.get_submodule(name).register_forward_pre_hook(hook)
         for name, hook in hooks.items()
     ]
     device = next(transformer.parameters()).device
     try:
-        for call in track(recorded, "analyze", len(recorded)):
+        for call in track(recorded, what, len(recorded)):
             arguments = move(call.arguments, device)
             for name, hook in hooks.items():
                 hook.position = steps.index(call.step)
@@ -185,18 +236,21 @@ def _watch(
     finally:
         for handle in handles:
             handle.remove()
-    return hooks
 
 
-def _by_role(layers: dict[str, LayerVariation]) -> dict[str, dict[str, float]]:
-    roles: dict[str, dict[str, list[float]]] = {}
+def _by_role(layers: Mapping[str, LayerVariation]) -> dict[str, Variation]:
+    roles: dict[str, list[Variation]] = {}
     for layer in layers.values():
-        levels = roles.setdefault(layer.role, {})
-        for level in (*LEVELS, "channel_stability", "incoherence"):
-            value = getattr(layer, level)
-            if value is not None:
-                levels.setdefault(level, []).append(value)
-    return {
-        role: {level: median(values) for level, values in levels.items()}
-        for role, levels in roles.items()
-    }
+        roles.setdefault(layer.role, []).append(layer)
+    return {role: Variation.median(own) for role, own in roles.items()}
+
+
+def _incoherence_sentence(what: str, value: Balanced) -> str:
+    return (
+        f"{what} incoherence: {value.raw:.1f} in the median layer as it is, {value.scaled:.1f} "
+        f"scaled, {value.rotated:.1f} rotated, {value.both:.1f} scaled and rotated"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

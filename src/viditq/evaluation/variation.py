@@ -10,43 +10,69 @@ level is measured as how much that magnitude changes along it, 1 meaning not at 
     channel    largest over median magnitude of the channels              → balancing beforehand
 
 Channels are summed together in a matrix product and must share a scale, so their imbalance cannot
-be followed at run time. ``channel_stability`` says how far it is the same at all steps, and thus a
-matter of a fixed scaling; what is not is left to the rotation.
+be followed at run time. ``static_share`` says how far it is the same at all steps, and thus a
+matter of a fixed scaling (:mod:`viditq.evaluation.pattern`); what balancing does about it is
+measured beside it (:mod:`viditq.evaluation.incoherence`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.nn import functional
 
-__all__ = ["LayerVariation", "Profile", "VariationHook"]
+from viditq.evaluation.incoherence import Incoherence, branches
+from viditq.evaluation.pattern import ChannelPattern, channel_pattern
+
+__all__ = ["LayerVariation", "Profile", "Variation", "VariationHook"]
 
 
-class LayerVariation(BaseModel):
-    """How the input of one layer varies; ratios, 1 or more.
+class Variation(BaseModel):
+    """How a layer input varies: of one layer, or the median over several.
 
     Attributes:
-        role: Role of the layer.
-        block: Qualified name of its block.
         token, condition, timestep, channel: See the module; ``condition`` is None without guidance,
-            and where one branch has no tokens or is zero.
-        channel_stability: Mean cosine similarity of the channels' magnitudes at each step with
-            their mean over the steps, 0..1; 1 = the imbalance is the same at every step.
-        incoherence: Largest over mean magnitude of all values of one call, the worst call.
+            and where one branch has no tokens or is zero. Ratios, 1 or more.
+        static_share: Share of the channel pattern that is the same at every step, 0..1.
+        incoherence: Of the input and of the weights that read it, before and after balancing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    role: str
-    block: str
     token: float
     condition: float | None
     timestep: float
     channel: float
-    channel_stability: float
-    incoherence: float
+    static_share: float
+    incoherence: Incoherence
+
+    @classmethod
+    def median(cls, several: Sequence["Variation"]) -> "Variation":
+        """The median of each number; ``condition`` over those that have it."""
+        return Variation(
+            token=median(one.token for one in several),
+            condition=median(given)
+            if (given := [one.condition for one in several if one.condition is not None])
+            else None,
+            timestep=median(one.timestep for one in several),
+            channel=median(one.channel for one in several),
+            static_share=median(one.static_share for one in several),
+            incoherence=Incoherence.median([one.incoherence for one in several]),
+        )
+
+
+class LayerVariation(Variation):
+    """How the input of one layer varies.
+
+    Attributes:
+        role: Role of the layer.
+        block: Qualified name of its block.
+    """
+
+    role: str
+    block: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +91,11 @@ class Profile:
     channels: Tensor
     tokens: Tensor
 
+    @property
+    def pattern(self) -> ChannelPattern:
+        """The channels' static and dynamic parts."""
+        return channel_pattern(self.channels)
+
 
 @dataclass
 class VariationHook:
@@ -72,7 +103,7 @@ class VariationHook:
 
     Attributes:
         steps: Number of denoising steps that are recorded.
-        guided: Whether the first half of a batch is without and the second half with the prompt.
+        guided: As in :func:`~viditq.evaluation.incoherence.branches`.
         position: Index of the step of the next call; set it before each.
         valid: (B, S) which tokens of the next call's input are no padding; None is all.
     """
@@ -85,28 +116,20 @@ class VariationHook:
     _condition: Tensor | None = None
     _channel: Tensor | None = None
     _tokens: Tensor | None = None
-    _incoherence: float = 0.0
 
-    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002  # noqa: ARG002
-        x = arguments[0].detach().float().abs()
-        branches = [branch.flatten(0, -2) for branch in x.chunk(2 if self.guided else 1)]
-        if self.valid is not None and self.valid.shape == x.shape[:-1]:
-            masks = self.valid.bool().chunk(len(branches))
-            branches = [one[mask.flatten()] for one, mask in zip(branches, masks, strict=True)]
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002
+        parts = [part.abs() for part in branches(arguments[0], self.guided, self.valid)]
         if self._condition is None or self._channel is None:
-            self._condition = torch.zeros(self.steps, len(branches))
-            self._channel = torch.zeros(self.steps, x.shape[-1])
-        tokens = [branch.amax(dim=1) for branch in branches]
+            self._condition = torch.zeros(self.steps, len(parts))
+            self._channel = torch.zeros(self.steps, parts[0].shape[-1])
+        tokens = [part.amax(dim=1) for part in parts]
         self._token_ratios += [_largest_over_median(values) for values in tokens if len(values)]
         # an empty prompt may have no token at all
         largest = torch.stack(
             [torch.cat((values, values.new_zeros(1))).amax() for values in tokens]
         )
         self._raise(self._condition, largest.cpu())
-        joined = torch.cat(branches)
-        self._raise(self._channel, joined.amax(dim=0).cpu())
-        spread = float(joined.max() / joined.mean().clamp_min(1e-12))
-        self._incoherence = max(self._incoherence, spread)
+        self._raise(self._channel, torch.cat(parts).amax(dim=0).cpu())
         if self._tokens is None and self.position == self.steps // 2:
             self._tokens = tokens[-1].sort(descending=True).values.cpu()
 
@@ -114,13 +137,18 @@ class VariationHook:
         """Let row ``position`` of ``largest`` know ``values``."""
         largest[self.position] = torch.maximum(largest[self.position], values)
 
-    def variation(self, role: str, block: str) -> LayerVariation:
-        """The numbers, after the calls."""
+    @property
+    def step_amax(self) -> Tensor:
+        """(T, K) largest magnitude of each channel at each step, after the calls."""
+        assert self._channel is not None
+        return self._channel
+
+    def variation(self, role: str, block: str, incoherence: Incoherence) -> LayerVariation:
+        """The numbers, after the calls, with those of the second pass."""
         assert self._condition is not None
         assert self._channel is not None
         by_step = self._condition.amax(dim=1).clamp_min(1e-12)
         pairs = self._condition[self._condition.amin(dim=1) > 0]
-        mean = self._channel.mean(dim=0, keepdim=True)
         return LayerVariation(
             role=role,
             block=block,
@@ -130,8 +158,8 @@ class VariationHook:
             else None,
             timestep=float(by_step.max() / by_step.min()),
             channel=sum(map(_largest_over_median, self._channel)) / self.steps,
-            channel_stability=float(functional.cosine_similarity(self._channel, mean).mean()),
-            incoherence=self._incoherence,
+            static_share=channel_pattern(self._channel).static_share,
+            incoherence=incoherence,
         )
 
     def profile(self, steps: Tensor) -> Profile:

@@ -9,12 +9,11 @@ norms and the final layer are below one per cent of the work and carry the signa
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
-from typing import Any
 
 from torch import nn
 
-from viditq.errors import PipelineError
+from viditq.errors import InputError, PipelineError
+from viditq.plan import ROLES
 
 __all__ = ["Adapter", "LayerInfo"]
 
@@ -45,9 +44,9 @@ class Adapter:
 
     Attributes:
         name: of the family.
-        transformer: class name.
+        transformer: name of its class.
         kind: what the pipelines make, ``image`` or ``video``.
-        roles: for each list of blocks (attribute of the transformer), the role of each linear
+        roles: for each list of blocks (its name in the transformer), the role of each linear
             layer, by its name within the block, in forward order.
         shared_inputs: names within a block of layers that read the same tensor.
         token_masks: role of layers whose input is padded -> the transformer's argument, (B, S),
@@ -65,10 +64,21 @@ class Adapter:
     interleaved: bool = False
     module: str = "diffusers"
 
-    @property
-    def transformer_class(self) -> Any:
-        """The class itself; its module is imported for it, which takes seconds."""
-        return getattr(import_module(self.module), self.transformer)
+    def __post_init__(self) -> None:
+        known = {local: role for layers in self.roles.values() for local, role in layers.items()}
+        for local, role in known.items():
+            if role not in ROLES:
+                raise InputError(
+                    f"The adapter {self.name!r} gives {local!r} the role {role!r}; roles are "
+                    f"{', '.join(ROLES)}."
+                )
+        sharing = [local for group in self.shared_inputs for local in group]
+        for local in sharing:
+            if local not in known or sharing.count(local) > 1:
+                raise InputError(
+                    f"The adapter {self.name!r} lists {local!r} among the layers that share an "
+                    f"input; each must have a role, and be in one group."
+                )
 
     @cached_property
     def _first(self) -> dict[str, str]:
@@ -79,7 +89,7 @@ class Adapter:
         found: dict[str, LayerInfo] = {}
         for blocks, index in self._blocks(transformer):
             prefix = f"{blocks}.{index}"
-            modules = dict(getattr(transformer, blocks)[index].named_modules())
+            modules = dict(transformer.get_submodule(prefix).named_modules())
             for local, role in self.roles[blocks].items():
                 module = modules.get(local)
                 if isinstance(module, nn.Linear):
@@ -98,7 +108,10 @@ class Adapter:
         """(list, index) of every block, in forward order."""
         found: list[tuple[str, int]] = []
         for blocks in self.roles:
-            block_list = getattr(transformer, blocks, None)
+            try:
+                block_list = transformer.get_submodule(blocks)
+            except AttributeError:
+                block_list = None
             if not isinstance(block_list, nn.ModuleList):
                 raise PipelineError(
                     f"{type(transformer).__name__} has no list {blocks!r}, which the adapter "

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from viditq.errors import InputError
+from viditq.models import transformer_class
 from viditq.models.adapter import Adapter
 from viditq.models.opensora import STDIT, STDIT3
 
@@ -209,7 +210,9 @@ def _network(version: _Version, tensors: Mapping[str, Tensor], where: str, **opt
             f"not made; give another size."
         )
     with init_empty_weights():
-        model = version.adapter.transformer_class(attention_head_dim=width // heads, **config)
+        model = transformer_class(version.adapter.transformer)(
+            attention_head_dim=width // heads, **config
+        )
     expected = {version.published(name): (name, t) for name, t in model.state_dict().items()}
     found = {name: tensor for name, tensor in tensors.items() if name not in version.skipped}
     check_tensors(version.name, found, {name: t.shape for name, (_, t) in expected.items()}, where)

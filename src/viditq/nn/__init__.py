@@ -1,6 +1,17 @@
 """Runtime modules: what a quantized model is made of."""
 
-from viditq.nn.linear import FP32_TENSORS, QuantLinear
-from viditq.nn.replace import planned_layers, replace_
+from viditq.nn.fp8 import Fp8Linear
+from viditq.nn.linear import EXACT_TENSORS, FP32_TENSORS, QuantLinear
+from viditq.nn.replace import empty_like, planned_layers, replace_
+from viditq.nn.simulated import SimulatedLinear
 
-__all__ = ["FP32_TENSORS", "QuantLinear", "planned_layers", "replace_"]
+__all__ = [
+    "EXACT_TENSORS",
+    "FP32_TENSORS",
+    "Fp8Linear",
+    "QuantLinear",
+    "SimulatedLinear",
+    "empty_like",
+    "planned_layers",
+    "replace_",
+]

@@ -3,6 +3,8 @@
 The layer's own input stays the original one: smoothing and rotation happen inside, so a LoRA beside
 the layer, a hook or another reader of the tensor sees what it expects. It is an ``nn.Linear``
 subclass because PEFT and offloading look for one, and holds plain tensors, no tensor subclass.
+Layers that no integer kernel computes are subclasses: :mod:`viditq.nn.fp8`,
+:mod:`viditq.nn.simulated`.
 """
 
 from typing import Any
@@ -11,17 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from viditq.balancing import rotation_block
+from viditq.formats import Format
 from viditq.ops import int4_linear, int8_linear, quantize_rows
 from viditq.plan import LayerPlan
 from viditq.quantizers import unpack
 
 __all__ = ["QuantLinear"]
 
-FP32_TENSORS = ("scale", "smooth", "input_scale")
+FP32_TENSORS = ("scale", "offset", "smooth", "input_scale", "input_offset")
+EXACT_TENSORS = ("weight", "down", "up", *FP32_TENSORS)
+"""What a cast of the model leaves alone: it would change the numbers."""
 
 
 class QuantLinear(nn.Linear):
-    """``y = (x / s) H · Ŵ'ᵀ + b`` with 8- or 6-bit activations and 8-, 6- or 4-bit weights.
+    """``y = (x / s) H · Ŵ'ᵀ + b`` with 8-, 6- or 4-bit activations and weights.
 
     Attributes:
         weight: (N, ``weight_format.row_bytes(K)``) int8, or uint8 when packed.
@@ -45,32 +50,26 @@ class QuantLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.plan = in_features, out_features, plan
         self.hadamard = rotation_block(in_features, plan.hadamard)
-
-        def tensor(wanted: bool, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-            if not wanted:
-                return None
-            return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
-
         fmt = plan.weight_format
-        codes = torch.int8 if fmt.group == 1 else torch.uint8
         balanced = plan.smooth is not None or self.hadamard > 0
-        self.weight = tensor(True, (out_features, fmt.row_bytes(in_features)), codes)
-        self.scale = tensor(True, (out_features,), torch.float32)
-        self.bias = tensor(bias or plan.bias_correction, (out_features,), dtype)
-        self.smooth = tensor(balanced, (in_features,), torch.float32)
-        self.input_scale = tensor(plan.granularity == "tensor", (), torch.float32)
+        rows = (out_features, fmt.row_bytes(in_features))
+        self.weight = self._empty(True, rows, _stored(fmt), device)
+        self.scale = self._empty(True, self._scale_shape, torch.float32, device)
+        self.bias = self._empty(bias or plan.bias_correction, (out_features,), dtype, device)
+        self.smooth = self._empty(balanced, (in_features,), torch.float32, device)
+        self.input_scale = self._empty(plan.granularity == "tensor", (), torch.float32, device)
 
-    @classmethod
-    def like(cls, linear: nn.Linear, plan: LayerPlan) -> "QuantLinear":
-        """An empty layer with the shape, device and dtype of ``linear``."""
-        return cls(
-            linear.in_features,
-            linear.out_features,
-            linear.bias is not None,
-            plan,
-            linear.weight.device,
-            linear.weight.dtype,
-        )
+    @staticmethod
+    def _empty(
+        wanted: bool, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None
+    ) -> Any:
+        if not wanted:
+            return None
+        return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+
+    @property
+    def _scale_shape(self) -> tuple[int, ...]:
+        return (self.out_features,)
 
     def forward(self, input: Tensor) -> Tensor:
         x = input.reshape(-1, self.in_features)
@@ -85,9 +84,9 @@ class QuantLinear(nn.Linear):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the weight and of what quantization added (scales, smoothing); not the bias."""
-        parts = (self.weight, self.scale, self.smooth, self.input_scale)
-        return sum(t.numel() * t.element_size() for t in parts if t is not None)
+        """Bytes of the weight and of what quantization added; not the bias."""
+        stored = (t for name, t in self._parameters.items() if name != "bias" and t is not None)
+        return sum(t.numel() * t.element_size() for t in stored)
 
     @property
     def weight_bits(self) -> float:
@@ -103,11 +102,18 @@ class QuantLinear(nn.Linear):
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantLinear":
-        """Move devices, but keep scales in fp32: ``.to(bfloat16)`` must not change the numbers."""
-        kept = {n: t.data for n in FP32_TENSORS if (t := getattr(self, n)) is not None}
+        """Move devices, but keep what is stored as it is stored."""
+        kept = {n: t.data for n in EXACT_TENSORS if (t := self._parameters.get(n)) is not None}
         super()._apply(fn, recurse)
         for name, before in kept.items():
             tensor = getattr(self, name)
-            if tensor.dtype != torch.float32:
+            if tensor.dtype != before.dtype:
                 tensor.data = before.to(tensor.device)
         return self
+
+
+def _stored(fmt: Format) -> torch.dtype:
+    """What codes of ``fmt`` are stored as."""
+    if not fmt.is_integer:
+        return torch.float8_e4m3fn
+    return torch.int8 if fmt.group == 1 else torch.uint8

@@ -7,10 +7,29 @@ from torch import nn
 
 from viditq.errors import PlanError
 from viditq.models import LayerInfo, adapter_for
+from viditq.nn.fp8 import Fp8Linear
 from viditq.nn.linear import QuantLinear
-from viditq.plan import Plan
+from viditq.nn.simulated import SimulatedLinear
+from viditq.plan import LayerPlan, Plan
 
-__all__ = ["planned_layers", "replace_"]
+__all__ = ["empty_like", "planned_layers", "replace_"]
+
+
+def empty_like(linear: nn.Linear, plan: LayerPlan) -> QuantLinear:
+    """An empty layer of the plan's kind, with the shape, device and dtype of ``linear``."""
+    kind = QuantLinear
+    if plan.simulated:
+        kind = SimulatedLinear
+    elif plan.weight == "fp8":
+        kind = Fp8Linear
+    return kind(
+        linear.in_features,
+        linear.out_features,
+        linear.bias is not None,
+        plan,
+        linear.weight.device,
+        linear.weight.dtype,
+    )
 
 
 def replace_(model: nn.Module, plan: Plan) -> nn.Module:
@@ -23,7 +42,7 @@ def replace_(model: nn.Module, plan: Plan) -> nn.Module:
     for info in planned_layers(model, plan).values():
         linear = model.get_submodule(info.name)
         assert isinstance(linear, nn.Linear)
-        model.set_submodule(info.name, QuantLinear.like(linear, plan.layers[info.name]))
+        model.set_submodule(info.name, empty_like(linear, plan.layers[info.name]))
     return model
 
 

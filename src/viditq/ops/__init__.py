@@ -18,11 +18,12 @@ from viditq.ops.int8_linear import int8_linear
 from viditq.ops.joint_linear import joint_linear
 from viditq.ops.norm_quantize import norm_quantize
 from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
-from viditq.ops.quantize_rows import quantize_rows
+from viditq.ops.quantize_rows import balance_rows, quantize_rows
 from viditq.ops.registration import BACKENDS, fastest_backend, use_backend
 
 __all__ = [
     "BACKENDS",
+    "balance_rows",
     "block_hadamard",
     "fastest_backend",
     "fp8_linear",

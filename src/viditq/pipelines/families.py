@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from viditq.errors import PipelineError
-from viditq.models import ADAPTERS, Adapter, adapter_named
+from viditq.models import Adapter, adapter_named
 
 __all__ = ["FAMILIES", "Family", "family", "family_named"]
 
@@ -118,8 +118,6 @@ def family_named(pipeline: str, transformer: str | None = None) -> Family:
             f"{pipeline} has no transformer (a U-Net, perhaps); viditq quantizes diffusion "
             f"transformers: {', '.join(FAMILIES)}."
         )
-    if transformer is not None and transformer not in {a.transformer for a in ADAPTERS}:
-        adapter_named(transformer)
     if pipeline not in FAMILIES:
         raise PipelineError(f"{pipeline} is not supported; supported are {', '.join(FAMILIES)}.")
     return FAMILIES[pipeline]

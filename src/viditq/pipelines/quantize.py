@@ -16,19 +16,26 @@ from torch import Tensor, nn
 
 import viditq
 from viditq import checkpoint
-from viditq.calibration import CalibrationSet, model_fingerprint, move, observe
+from viditq.calibration import (
+    CalibrationSet,
+    model_fingerprint,
+    move,
+    observe,
+    observe_gradients,
+)
 from viditq.checkpoint import Provenance
-from viditq.convert import check_finite, quantize_
+from viditq.convert import check_finite, needs_gradients, quantize_
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from viditq.pipelines.record import DEFAULT_KEPT_STEPS, record
 from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve, stored_dtype
-from viditq.plan import Plan, load_recipe
-from viditq.planning import make_plan
+from viditq.plan import Plan
+from viditq.planning import candidates_for, make_plan
 from viditq.progress import Track, quiet
 from viditq.prompts import read_prompts
+from viditq.recipe import Recipe, load_recipe
 from viditq.zoo import catalog
 
 __all__ = ["calibration_prompts", "quantize"]
@@ -45,7 +52,7 @@ def quantize(
     source: str | Path,
     out: str | Path,
     *,
-    preset: str | Path = "w8a8",
+    preset: str | Path | Recipe = "w8a8",
     prompts: Sequence[str] | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -61,7 +68,7 @@ def quantize(
     Args:
         source: bundled name, directory in diffusers layout, or hub id.
         out: directory to write; must be new or empty, or an earlier output with ``overwrite``.
-        preset: name of a recipe that comes with viditq, or a TOML file.
+        preset: a recipe, its name (:func:`viditq.load_recipe`), or a TOML file.
         prompts: for calibration; by default some that come with viditq.
         device: ``cpu`` or ``cuda``.
         seed: of the calibration noise.
@@ -81,7 +88,7 @@ def quantize(
     """
     out = Path(out)
     check_replaceable(out, marker=MARKER, overwrite=overwrite)
-    recipe = load_recipe(preset)
+    recipe = preset if isinstance(preset, Recipe) else load_recipe(preset)
     folder = resolve(source)
     index = read_index(folder)
     if checkpoint.is_quantized(folder / TRANSFORMER):
@@ -116,9 +123,14 @@ def quantize(
         recorded = run_record()
     fingerprint = model_fingerprint(model)
     stats = observe(model, recorded, stats_folder, track=track)
-    plan = make_plan(model, recipe, stats, track=track)
+    gradients = None
+    if layers := needs_gradients(candidates_for(model, recipe)):
+        gradients = observe_gradients(
+            model, recorded, work / "gradients", layers=layers, track=track
+        )
+    plan = make_plan(model, recipe, stats, gradients, track=track)
     reference = _outputs(model, recorded)
-    diagnostics = quantize_(model, plan, stats, track=track)
+    diagnostics = quantize_(model, plan, stats, gradients, track=track)
     measured = _measure(reference, _outputs(model, recorded), diagnostics)
     info = recorded.info
     provenance = Provenance(

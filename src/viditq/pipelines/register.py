@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from viditq.checkpoint import QUANT_METHOD, parse_config
 from viditq.errors import CheckpointError
-from viditq.nn import FP32_TENSORS, QuantLinear, replace_
+from viditq.nn import EXACT_TENSORS, FP32_TENSORS, QuantLinear, replace_
 from viditq.plan import Plan
 
 __all__ = ["register"]
@@ -78,6 +78,8 @@ class ViditqQuantizer(DiffusersQuantizer):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         layer, _, name = param_name.rpartition(".")
+        if name in EXACT_TENSORS:  # diffusers casts floats, fp8 too, to the loading dtype
+            param_value = param_value.to(model.get_parameter(param_name).dtype)
         parameter = nn.Parameter(param_value.to(target_device), requires_grad=False)
         model.get_submodule(layer).register_parameter(name, parameter)
 

@@ -1,5 +1,5 @@
 """From a recipe to a plan."""
 
-from viditq.planning.choose import make_plan
+from viditq.planning.choose import candidates_for, make_plan
 
-__all__ = ["make_plan"]
+__all__ = ["candidates_for", "make_plan"]

@@ -4,7 +4,8 @@ ViDiT-Q uses one α and one rotation for a whole model; how much they help diffe
 layer, and on a layer without outliers a rotation can cost. So every candidate is carried out on the
 layers that read an input, and the one with the smallest output error on the calibration tokens,
 summed over these layers, is taken. The error is that of the real layer, activations quantized too.
-What one layer's error does to the picture is not asked here.
+With gradients it counts as what it does to the model's output, otherwise as it is, relative to the
+layer's own. What it does to the picture is not asked here.
 """
 
 from collections.abc import Mapping
@@ -15,15 +16,21 @@ from torch import Tensor, nn
 from viditq.convert import balance_for, check_finite, group_layers, linear_named, quantize_readers
 from viditq.errors import PlanError
 from viditq.models import adapter_for
-from viditq.plan import LayerPlan, Plan, Recipe
+from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
+from viditq.recipe import Recipe
 from viditq.stats import LayerStats, stats_of
 
-__all__ = ["make_plan"]
+__all__ = ["candidates_for", "make_plan"]
 
 
 def make_plan(
-    model: nn.Module, recipe: Recipe, stats: Mapping[str, LayerStats], *, track: Track = quiet
+    model: nn.Module,
+    recipe: Recipe,
+    stats: Mapping[str, LayerStats],
+    gradients: Mapping[str, Tensor] | None = None,
+    *,
+    track: Track = quiet,
 ) -> Plan:
     """Resolve ``recipe`` for ``model``.
 
@@ -31,12 +38,14 @@ def make_plan(
         model: the float transformer.
         recipe: rules; where a field lists candidates, the measured output error decides.
         stats: calibration statistics by layer name.
+        gradients: second moments of the gradients at the outputs, by layer name; an input is
+            judged by them if they are there for all its readers.
         track: shows progress.
     """
     adapter = adapter_for(model)
     infos = adapter.layers(model)
     check_finite(model)
-    candidates = recipe.resolve({name: info.role for name, info in infos.items()})
+    candidates = candidates_for(model, recipe)
     if not candidates:
         raise PlanError(f"The recipe {recipe.name!r} leaves every layer of the model float.")
     groups = group_layers(info for name, info in infos.items() if name in candidates)
@@ -48,18 +57,28 @@ def make_plan(
             linears = [linear_named(model, info.name) for info in group]
             layer_stats = stats_of(stats, name, group[0].in_features)
             layer_stats = layer_stats.to(linears[0].weight.device)
-            best = min(options, key=lambda plans: _output_error(linears, plans, layer_stats))
+            own = [g for info in group if gradients and (g := gradients.get(info.name)) is not None]
+            weights = own if len(own) == len(group) else None
+            best = min(
+                options, key=lambda plans: _output_error(linears, plans, layer_stats, weights)
+            )
         chosen |= {info.name: plan for info, plan in zip(group, best, strict=True)}
     return Plan(model=adapter.name, recipe=recipe.name, layers=chosen)
 
 
+def candidates_for(model: nn.Module, recipe: Recipe) -> dict[str, list[LayerPlan]]:
+    """What ``recipe`` allows for each layer of ``model``."""
+    infos = adapter_for(model).layers(model)
+    return recipe.resolve({name: info.role for name, info in infos.items()})
+
+
 def _joint_options(candidates: list[list[LayerPlan]]) -> list[list[LayerPlan]]:
     """One plan for each reader of an input, for every balance that all of them allow."""
-    by_balance = [{(p.smooth, p.hadamard): p for p in own} for own in candidates]
+    by_choice = [{(p.balance, p.group, p.rank): p for p in own} for own in candidates]
     options = [
-        [own[balance] for own in by_balance]
-        for balance in by_balance[0]
-        if all(balance in own for own in by_balance)
+        [own[choice] for own in by_choice]
+        for choice in by_choice[0]
+        if all(choice in own for own in by_choice)
     ]
     if not options:
         raise PlanError("The recipe gives layers that read the same input different balancing.")
@@ -67,15 +86,24 @@ def _joint_options(candidates: list[list[LayerPlan]]) -> list[list[LayerPlan]]:
 
 
 @torch.no_grad()
-def _output_error(linears: list[nn.Linear], plans: list[LayerPlan], stats: LayerStats) -> float:
-    """Squared output error on the sampled tokens, relative to each layer's output, summed."""
+def _output_error(
+    linears: list[nn.Linear],
+    plans: list[LayerPlan],
+    stats: LayerStats,
+    gradients: list[Tensor] | None,
+) -> float:
+    """Squared output error on the sampled tokens, summed over the layers."""
     balance = balance_for(plans, linears, stats)
     total = 0.0
     readers = quantize_readers(linears, plans, balance, stats, sweeps=0)
-    for linear, reader in zip(linears, readers, strict=True):
+    for number, (linear, reader) in enumerate(zip(linears, readers, strict=True)):
         reference = nn.functional.linear(stats.rows, linear.weight.float(), _float(linear.bias))
-        error = (reader(stats.rows) - reference).square().sum()
-        total += (error / reference.square().sum().clamp_min(1e-30)).item()
+        error = reader(stats.rows) - reference
+        if gradients is None:
+            weighted = error.square().sum() / reference.square().sum().clamp_min(1e-30)
+        else:
+            weighted = ((error @ gradients[number].to(error.device)) * error).sum()
+        total += weighted.item()
     return total
 
 

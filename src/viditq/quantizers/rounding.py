@@ -3,24 +3,55 @@
 :func:`round_gptq` is GPTQ (arXiv 2210.17323, Algorithm 1, columns in descending order of their
 second moment) followed by two steps that only ever lower the same objective
 ``Σ_rows (w - s·c) M (w - s·c)ᵀ``: coordinate descent over the codes, and the closed-form scale for
-the codes found. They need no gradient and no further data.
+the codes found. They need no gradient and no further data. Rows are rounded independently;
+:mod:`viditq.quantizers.two_sided` minds what one row's error means for another.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from viditq.formats import Format
 
-__all__ = ["round_gptq", "round_nearest"]
+__all__ = ["InputMetric", "round_gptq", "round_nearest"]
 
 GPTQ_BLOCK = 128
 """Columns whose error is spread lazily together (GPTQ, section 3.3)."""
 
 
 def round_nearest(weight: Tensor, scale: Tensor, fmt: Format) -> Tensor:
-    """(N, K) float, (N,) scale -> (N, K) int8 codes, ties to even."""
-    codes = (weight / scale.to(weight.dtype)[:, None]).round()
-    return codes.clamp(fmt.qmin, fmt.qmax).to(torch.int8)
+    """(N, K) float, (N,), (N, 1) or (N, K) scale -> (N, K) codes: int8, ties to even, or fp8."""
+    steps = scale.to(weight.dtype)
+    codes = weight / (steps[:, None] if steps.ndim == 1 else steps)
+    if not fmt.is_integer:
+        return codes.clamp(fmt.qmin, fmt.qmax).to(torch.float8_e4m3fn)
+    return codes.round_().clamp_(fmt.qmin, fmt.qmax).to(torch.int8)
+
+
+@dataclass(frozen=True)
+class InputMetric:
+    """What an error in a row of the weight costs, ``e M eᵀ``, made ready for rounding.
+
+    Attributes:
+        order: (K,) columns in descending order of their second moment.
+        moment: (K, K) fp32, damped, in that order.
+        upper: (K, K) fp32, upper Cholesky factor of its inverse.
+    """
+
+    order: Tensor
+    moment: Tensor
+    upper: Tensor
+
+    @classmethod
+    def of(cls, moment: Tensor, damping: float = 0.01) -> "InputMetric":
+        """Factorize ``moment`` (K, K); see :func:`round_gptq` for ``damping``."""
+        order = moment.diagonal().argsort(descending=True)
+        m, factor = _factorize(moment[order][:, order].double(), damping)
+        # The factorization needs fp64; what follows is sums of a few hundred terms, and fp32 will
+        # do.
+        upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True).float()
+        return cls(order, m.float(), upper)
 
 
 def round_gptq(
@@ -36,30 +67,35 @@ def round_gptq(
 
     Args:
         weight: (N, K) float.
-        scale: (N,) fp32, where to start.
-        fmt: format of the codes.
+        scale: (N,) fp32, where to start; or (N, K), the scale under each weight, which is kept.
+        fmt: an integer format.
         moment: (K, K) second moment (or covariance) of the input.
         sweeps: rounds of coordinate descent with refitted scales; 0 for GPTQ alone.
         damping: added to the diagonal, as a share of its mean; more if ``moment`` asks for it.
 
     Returns:
-        codes (N, K) int8 and scale (N,) fp32.
+        codes (N, K) int8 and the scale as it is now.
     """
-    order = moment.diagonal().argsort(descending=True)
-    m, factor = _factorize(moment[order][:, order].double(), damping)
-    # The factorization needs fp64; what follows is sums of a few hundred terms, and fp32 will do.
+    return round_in(weight, scale, fmt, InputMetric.of(moment, damping), sweeps)
+
+
+def round_in(
+    weight: Tensor, scale: Tensor, fmt: Format, metric: InputMetric, sweeps: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`round_gptq` with the metric at hand."""
     # Weight and codes are held as (K, N), so that a column of the layer is contiguous.
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True).float()
-    w, m, s = weight.float().T[order], m.float(), scale.float()
-    codes, nearest = _gptq(w, s, fmt, upper), (w / s).round_().clamp_(fmt.qmin, fmt.qmax)
+    order, m = metric.order, metric.moment
+    w, s = weight.float().T[order], scale.float()
+    s = s if s.ndim == 1 else s.T[order]
+    codes, nearest = _gptq(w, s, fmt, metric.upper), (w / s).round_().clamp_(fmt.qmin, fmt.qmax)
     # Clipping now and then leads GPTQ astray. With a, b the residuals of the two,
     # a M a - b M b = (a - b) M (a + b).
     difference = (m @ (s * (nearest - codes)) * (2 * w - s * (codes + nearest))).sum(0)
     codes = torch.where(difference > 0, nearest, codes)
     for _ in range(sweeps):
-        s = _refit_scale(w, codes, s, m)
+        s = _refit_scale(w, codes, s, m) if s.ndim == 1 else s
         codes = _descend(w, codes, s, fmt, m)
-    return codes[order.argsort()].T.to(torch.int8).contiguous(), s
+    return codes[order.argsort()].T.to(torch.int8).contiguous(), s if s.ndim == 1 else scale
 
 
 def _factorize(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
@@ -83,7 +119,7 @@ def _gptq(w: Tensor, scale: Tensor, fmt: Format, upper: Tensor) -> Tensor:
 
     Args:
         w: (K, N).
-        scale: (N,).
+        scale: (N,) or (K, N).
         fmt: format of the codes.
         upper: (K, K) upper Cholesky factor of the inverse moment.
 
@@ -95,8 +131,9 @@ def _gptq(w: Tensor, scale: Tensor, fmt: Format, upper: Tensor) -> Tensor:
         end = min(start + GPTQ_BLOCK, w.shape[0])
         errors = torch.empty_like(w[start:end])
         for j in range(start, end):
-            codes[j] = (w[j] / scale).round_().clamp_(fmt.qmin, fmt.qmax)
-            errors[j - start] = (w[j] - scale * codes[j]) / upper[j, j]
+            s = scale if scale.ndim == 1 else scale[j]
+            codes[j] = (w[j] / s).round_().clamp_(fmt.qmin, fmt.qmax)
+            errors[j - start] = (w[j] - s * codes[j]) / upper[j, j]
             w[j:end].addr_(upper[j, j:end], errors[j - start], alpha=-1)
         w[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     return codes
@@ -113,11 +150,13 @@ def _descend(w: Tensor, codes: Tensor, scale: Tensor, fmt: Format, moment: Tenso
         end = min(start + GPTQ_BLOCK, w.shape[0])
         local, before = gradient[start:end].clone(), codes[start:end].clone()
         for j in range(start, end):
-            step = (local[j - start] / (moment[j, j] * scale)).add_(codes[j])
+            s = scale if scale.ndim == 1 else scale[j]
+            step = (local[j - start] / (moment[j, j] * s)).add_(codes[j])
             new = step.round_().clamp_(fmt.qmin, fmt.qmax)
-            local.addr_(moment[start:end, j], scale * (new - codes[j]), alpha=-1)
+            local.addr_(moment[start:end, j], s * (new - codes[j]), alpha=-1)
             codes[j] = new
-        moved = scale * (codes[start:end] - before)
+        steps = scale if scale.ndim == 1 else scale[start:end]
+        moved = steps * (codes[start:end] - before)
         gradient.addmm_(moment[:, start:end], moved, alpha=-1)
     return codes
 

@@ -1,4 +1,4 @@
-"""Weight scales: one per output channel.
+"""Weight scales: one per output channel, and the error that codes make.
 
 Min–max takes the largest magnitude (ViDiT-Q, arXiv 2406.02540, Eq. 2, symmetric: no clipping
 error). The search shrinks it step by step and keeps, for each output channel, the scale whose
@@ -6,22 +6,17 @@ rounding moves the layer's *output* least, ``(w - ŵ) M (w - ŵ)ᵀ`` with ``M``
 the input.
 """
 
-import torch
 from torch import Tensor
 
 from viditq.formats import Format
-from viditq.quantizers.rounding import round_nearest
+from viditq.quantizers.grid import minmax_grid, search_grid
 
 __all__ = ["minmax_scale", "output_error", "search_scale"]
-
-SHRINK = tuple(1.0 - 0.02 * i for i in range(26))
-"""Fractions of the min–max scale that are tried: 1 … 0.5."""
 
 
 def minmax_scale(weight: Tensor, fmt: Format) -> Tensor:
     """(N, K) float -> (N,) fp32 scale; a row of zeros gets 1."""
-    scale = weight.abs().amax(1).to(torch.float32) / fmt.qmax
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+    return minmax_grid(weight, fmt).scale
 
 
 def output_error(weight: Tensor, codes: Tensor, scale: Tensor, moment: Tensor) -> Tensor:
@@ -54,14 +49,4 @@ def search_scale(weight: Tensor, fmt: Format, moment: Tensor) -> Tensor:
     Returns:
         (N,) fp32.
     """
-    largest, importance = minmax_scale(weight, fmt), moment.diagonal().to(weight.dtype)
-    best_scale = largest
-    best_error = torch.full_like(largest, torch.inf, dtype=weight.dtype)
-    for fraction in SHRINK:
-        scale = largest * fraction
-        codes = round_nearest(weight, scale, fmt).to(weight.dtype)
-        error = (weight - codes * scale.to(weight.dtype)[:, None]).square() @ importance
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-    return best_scale
+    return search_grid(weight, fmt, moment.diagonal().to(weight.dtype)).scale

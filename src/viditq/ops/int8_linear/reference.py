@@ -1,11 +1,14 @@
 """W8A8 matrix product: the definition.
 
 ``y = (x_code · w_codeᵀ) · x_scale · scale + bias``: both scales sit outside the sum over K because
-everything summed together shares them (ViDiT-Q, section 3). The integer sum is exact: codes are
+everything summed together shares them (ViDiT-Q, section 3). The integer sum is exact: a processor
+that multiplies bytes (VNNI) does so, five times as fast as it multiplies fp32; elsewhere codes are
 carried in fp32, where a sum over 1,024 features stays below 2²⁴, and longer sums are added in
 int32. What follows a layer in a transformer block may follow in the same pass, in fp32: the gate of
 its modulation and the residual, ``gate · y + residual``.
 """
+
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +21,8 @@ EXACT_FEATURES = 1024
 
 def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """(M, K) int8, (N, K) int8 -> (M, N) fp32 of the exact integer sum."""
+    if x.device.type == "cpu" and _multiplies_bytes():
+        return torch._int_mm(x, weight.T).to(torch.float32)
     parts = zip(x.split(EXACT_FEATURES, 1), weight.split(EXACT_FEATURES, 1), strict=True)
     products = [a.to(torch.float32) @ b.to(torch.float32).T for a, b in parts]
     if len(products) == 1:
@@ -26,6 +31,13 @@ def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     for product in products[1:]:
         total += product.to(torch.int32)
     return total.to(torch.float32)
+
+
+@cache
+def _multiplies_bytes() -> bool:
+    """Without VNNI torch's product of bytes is slower than fp32, or saturates."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.12 and newer
+    return bool(capabilities.get("avx512_vnni"))
 
 
 def int8_linear(

@@ -1,0 +1,168 @@
+"""What an error at a layer's output does to the model's: gradients along recorded calls.
+
+For each recorded call the model's output is multiplied by random numbers and differentiated; the
+gradient that arrives at a layer's output says how much the model would change with it. Its second
+moment (K-FAC's factor of the output, arXiv 1503.05671) is what :mod:`viditq.quantizers.two_sided`
+weighs errors with, and planning. A call counts relative to the gradient that it has at the last
+layer: late steps, at which the network's output is steeper by an order of magnitude, would decide
+alone otherwise. Layers keep their proportions to each other.
+
+Moments are taken in batches that fit into memory, each one pass over the set, forward and backward
+with checkpointed activations; finished layers are on disk at once. Only what the sampler uses of
+the output counts: of a model that predicts a variance too, the first half.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from viditq.calibration.observe import check_recorded_from, file_of, in_batches
+from viditq.calibration.recorded import CalibrationSet, move
+from viditq.models import LayerInfo, adapter_for
+from viditq.progress import Track, quiet
+from viditq.stats import GradientStats
+
+__all__ = ["observe_gradients"]
+
+LARGE = 1 << 28
+"""Parameters above which activations are computed again in the backward pass."""
+
+
+def observe_gradients(
+    model: nn.Module,
+    recorded: CalibrationSet,
+    folder: str | Path,
+    *,
+    layers: Iterable[str],
+    memory_bytes: int = 4 << 30,
+    track: Track = quiet,
+) -> GradientStats:
+    """Collect the second moment of the gradient at the output of ``layers``.
+
+    Args:
+        model: the float transformer that the calls were recorded from.
+        recorded: its calibration set.
+        folder: where the moments go.
+        layers: names of linear layers; those of an earlier call in ``folder`` must be the same.
+        memory_bytes: bound on the moments held at once; a single one may exceed it.
+        track: shows progress.
+
+    Raises:
+        CalibrationError: the set was recorded from another model, or ``folder`` holds moments of
+            another set or of other layers.
+    """
+    check_recorded_from(model, recorded)
+    infos = adapter_for(model).layers(model)
+    wanted = sorted(layers, key=list(infos).index)
+    observed = recorded.info.model_dump_json() + ",".join(wanted)
+    stats = GradientStats.create(
+        folder,
+        observed=hashlib.sha256(observed.encode()).hexdigest()[:16],
+        steps=recorded.info.steps,
+        layers={name: file_of(name) for name in wanted},
+    )
+    missing = stats.missing
+    waiting = [infos[name] for name in wanted if file_of(name) in missing]
+    passes = in_batches(waiting, lambda info: 4 * info.out_features**2, memory_bytes)
+    for number, batch in enumerate(passes):
+        what = "gradients" if len(passes) == 1 else f"gradients {number + 1}/{len(passes)}"
+        with _frozen(model):
+            moments = _moments(model, recorded, batch, track, what)
+        for name, moment in moments.items():
+            stats.write(file_of(name), moment)
+    return stats
+
+
+def _moments(
+    model: nn.Module, recorded: CalibrationSet, infos: list[LayerInfo], track: Track, what: str
+) -> dict[str, Tensor]:
+    """One pass over the calibration set."""
+    parameter = next(model.parameters())
+    level = _Level()
+    gatherers = {info.name: _Gatherer(info.out_features, level, parameter.device) for info in infos}
+    last = list(adapter_for(model).layers(model))[-1]
+    # The last layer's gradient comes first, and of two hooks on it the one that is there first.
+    handles = [
+        model.get_submodule(name).register_forward_hook(gatherer.see)
+        for name, gatherer in ((last, level), *gatherers.items())
+    ]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for call in track(recorded, what, len(recorded)):
+            arguments = {**move(call.arguments, parameter.device), "return_dict": False}
+            output = _used(model, model(**arguments)[0])
+            direction = torch.randn(output.shape, generator=generator)
+            output.backward(direction.to(output.device, output.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: gatherer.moment() for name, gatherer in gatherers.items()}
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """Without gradients of parameters; a large model keeps the inputs of its blocks only."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    size = sum(parameter.numel() for parameter in model.parameters())
+    checkpointing = size > LARGE and not model.is_gradient_checkpointing
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if checkpointing:
+            model.disable_gradient_checkpointing()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _used(model: Any, output: Tensor) -> Tensor:
+    """What a sampler uses of the output: not the variance that some models predict beside it."""
+    channels, out = model.config.get("in_channels"), model.config.get("out_channels")
+    return output.chunk(2, dim=1)[0] if out and out == 2 * channels else output
+
+
+class _Watcher:
+    """A forward hook that is told the gradient at one layer's output."""
+
+    def see(self, module: nn.Module, arguments: object, output: Tensor) -> None:  # noqa: ARG002
+        if not output.requires_grad:  # nothing before this layer is differentiated
+            output.requires_grad_(True)
+        output.register_hook(self.add)
+
+    def add(self, gradient: Tensor) -> None:
+        raise NotImplementedError
+
+
+class _Level(_Watcher):
+    """Of the current call: the squared gradient at the last layer."""
+
+    value: Tensor
+
+    def add(self, gradient: Tensor) -> None:
+        self.value = gradient.float().square().sum()
+
+
+class _Gatherer(_Watcher):
+    """Accumulates the gradient's second moment at one layer's output."""
+
+    def __init__(self, features: int, level: _Level, device: torch.device) -> None:
+        self._level = level
+        self._sum = torch.zeros(features, features, device=device)
+        self._calls = 0
+
+    def add(self, gradient: Tensor) -> None:
+        rows = gradient.reshape(-1, self._sum.shape[0]).float()
+        level = self._level.value
+        self._sum += torch.where(level > 0, rows.T @ rows / level, 0.0)
+        self._calls += 1
+
+    def moment(self) -> Tensor:
+        return (self._sum / max(self._calls, 1)).cpu()

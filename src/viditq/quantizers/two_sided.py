@@ -1,0 +1,101 @@
+"""Rounding that minds both sides of a layer: what it reads, and what its output is used for.
+
+GPTQ takes the error of one output channel as lost once its columns are rounded. But the model reads
+the channels together: queries meet keys in a dot product, and what is added to the residual stream
+is mostly noise that later layers never look at. With ``G`` (N, N), the second moment of the
+gradient at the layer's output, an error ``E = W - Ŵ`` costs ``tr(G E M Eᵀ)``, the Kronecker form of
+the model's own error (YAQA, arXiv 2505.22988, section 3). So rows are rounded in the order of what
+they cost, some at a time, each time by GPTQ, and their error is then made up for, as far as
+possible, in the rows that are not yet rounded: the same elimination that GPTQ does with columns.
+
+YAQA feeds back entry by entry; rows that are rounded together here ignore each other. On layers 256
+wide, sixteen at a time, that is a sixteenth of all pairs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from viditq.formats import Format
+from viditq.quantizers.rounding import InputMetric, round_in
+
+__all__ = ["round_two_sided", "two_sided_error"]
+
+PARTS = 16
+"""Rows are rounded in this many parts, one after the other."""
+
+
+def round_two_sided(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    fmt: Format,
+    moment: Tensor,
+    gradients: Sequence[Tensor],
+    *,
+    sweeps: int,
+    damping: float = 0.05,
+) -> list[tuple[Tensor, Tensor]]:
+    """Round the weights of all layers that read one input.
+
+    Args:
+        weights: (N_i, K) float, of each layer.
+        scales: (N_i,) fp32, where to start.
+        fmt: an integer format.
+        moment: (K, K) second moment (or covariance) of the input.
+        gradients: (N_i, N_i) second moment of the gradient at each layer's output.
+        sweeps: rounds of coordinate descent with refitted scales in each part.
+        damping: of the gradients' moments, as a share of the diagonal's mean.
+
+    Returns:
+        For each layer, codes (N_i, K) int8 and scale (N_i,) fp32.
+    """
+    metric = InputMetric.of(moment)
+    layers = [
+        _Rows(weight.float(), scale.float(), InputMetric.of(gradient, damping))
+        for weight, scale, gradient in zip(weights, scales, gradients, strict=True)
+    ]
+    for part in range(PARTS):
+        # Layers do not mind each other, so the same part of each is rounded in one go.
+        spans = [layer.span(part) for layer in layers]
+        sizes = [span.stop - span.start for span in spans]
+        pairs = list(zip(layers, spans, strict=True))
+        target = torch.cat([layer.target[span] for layer, span in pairs])
+        start = torch.cat([layer.scale[span] for layer, span in pairs])
+        codes, scale = round_in(target, start, fmt, metric, sweeps)
+        for (layer, span), own_codes, own_scale in zip(
+            pairs, codes.split(sizes), scale.split(sizes), strict=True
+        ):
+            layer.settle(span, own_codes, own_scale)
+    return [layer.result() for layer in layers]
+
+
+def two_sided_error(error: Tensor, moment: Tensor, gradient: Tensor) -> float:
+    """``tr(G E M Eᵀ)`` of ``error`` (N, K), with ``moment`` (K, K) and ``gradient`` (N, N)."""
+    return float(((gradient @ error) * (error @ moment)).sum())
+
+
+class _Rows:
+    """One layer while its rows are being rounded, those that cost most first."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, metric: InputMetric) -> None:
+        self.order, self.upper = metric.order, metric.upper
+        self.target, self.scale = weight[self.order], scale[self.order]
+        self.codes = torch.zeros(weight.shape, dtype=torch.int8, device=weight.device)
+
+    def span(self, part: int) -> slice:
+        rows = len(self.target)
+        return slice(part * rows // PARTS, (part + 1) * rows // PARTS)
+
+    def settle(self, span: slice, codes: Tensor, scale: Tensor) -> None:
+        """Fix these rows, and move the targets of those behind them by what they cannot hold."""
+        self.codes[span], self.scale[span] = codes, scale
+        left = self.target[span] - codes * scale[:, None]
+        shares = torch.linalg.solve_triangular(
+            self.upper[span, span], self.upper[span, span.stop :], upper=True
+        )
+        self.target[span.stop :] -= shares.T @ left
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        back = self.order.argsort()
+        return self.codes[back], self.scale[back]
