@@ -1,6 +1,7 @@
 """Tiny random pipelines in diffusers layout, of any width, depth and caption size.
 
-They stand for checkpoints made elsewhere: stock classes, stock saving, nothing of viditq.
+They stand for checkpoints made elsewhere: stock classes, stock saving, and of viditq nothing but
+the classes that diffusers does not have.
 """
 
 from pathlib import Path
@@ -18,6 +19,12 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from viditq.models.opensora_vae import OpenSoraTemporalDecoder
+from viditq.models.stdit import STDiTTransformer3DModel
+from viditq.models.stdit3 import STDiT3Transformer3DModel
+from viditq.pipelines.opensora import OpenSoraPipeline, iddpm
+from viditq.pipelines.opensora12 import OpenSora12Pipeline, rectified_flow
 
 WORDS = [
     "a",
@@ -108,6 +115,59 @@ def latte(*, heads: int = 2, head_dim: int = 16, layers: int = 1, caption: int =
     )
     return LattePipeline(
         tokenizer(), text_encoder(caption), autoencoder(), transformer, DDIMScheduler()
+    )
+
+
+def stdit(*, heads: int = 2, head_dim: int = 16, layers: int = 2, caption: int = 16):
+    """The transformer of Open-Sora 1.0; captions have up to twelve tokens."""
+    torch.manual_seed(0)
+    return STDiTTransformer3DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        num_layers=layers,
+        sample_size=8,
+        video_length=2,
+        caption_channels=caption,
+        caption_length=12,
+    )
+
+
+def stdit3(*, heads: int = 2, head_dim: int = 16, layers: int = 2, caption: int = 16):
+    """The transformer of Open-Sora 1.2; captions have up to twelve tokens."""
+    torch.manual_seed(0)
+    return STDiT3Transformer3DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        num_layers=layers,
+        base_size=32,
+        caption_channels=caption,
+        caption_length=12,
+    )
+
+
+def opensora(*, caption: int = 16, **sizes: int):
+    torch.manual_seed(0)
+    return OpenSoraPipeline(
+        tokenizer(), text_encoder(caption), autoencoder(), stdit(caption=caption, **sizes), iddpm()
+    )
+
+
+def opensora12(*, caption: int = 16, **sizes: int):
+    """Videos of five frames, which are two in latents."""
+    torch.manual_seed(0)
+    decoder = OpenSoraTemporalDecoder(
+        block_out_channels=(4, 4, 8, 8), layers_per_block=1, norm_num_groups=2
+    )
+    return OpenSora12Pipeline(
+        tokenizer(),
+        text_encoder(caption),
+        autoencoder(),
+        decoder,
+        stdit3(caption=caption, **sizes),
+        rectified_flow(),
+        height=16,
+        width=20,
+        num_frames=5,
     )
 
 

@@ -133,6 +133,13 @@ CASES = {
         arguments=lambda: {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
     ),
     "latte": Case(lambda: tiny.latte(layers=2).transformer, PIXART_FLOAT, (2, 4, 2, 8, 8)),
+    "stdit": Case(lambda: tiny.stdit(), PIXART_FLOAT, (2, 4, 2, 8, 8), padded),
+    "stdit3": Case(
+        lambda: tiny.stdit3(layers=11),
+        {"time_embedding", "fps_embedding", "time_modulation", "caption_projection", "proj_out"},
+        (2, 4, 2, 8, 8),
+        lambda: padded() | {"fps": torch.tensor([24, 8]), "height": 64, "width": 64},
+    ),
     "flux": Case(
         lambda: tiny.flux(layers=11, single_layers=2),
         FLUX_FLOAT,

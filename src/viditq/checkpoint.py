@@ -22,7 +22,7 @@ from viditq import blocks
 from viditq.diagnostics import LayerDiagnostics
 from viditq.errors import CheckpointError
 from viditq.files import write_atomic
-from viditq.models import adapter_for
+from viditq.models import adapter_for, transformer_class
 from viditq.nn import EXACT_TENSORS, QuantLinear, replace_
 from viditq.plan import Plan, validation_sentence
 
@@ -183,7 +183,6 @@ def load(
 
 def _quantized_without_storage(folder: Path) -> tuple[Any, QuantizationConfig, Plan]:
     """The model that ``folder`` describes, with empty quantized layers, and the description."""
-    import diffusers
     from accelerate import init_empty_weights
 
     raw, config = read_config(folder)
@@ -193,7 +192,7 @@ def _quantized_without_storage(folder: Path) -> tuple[Any, QuantizationConfig, P
     plan = Plan.from_json(config.plan, where=str(path))
     try:
         with init_empty_weights():
-            model = getattr(diffusers, name).from_config(raw)
+            model = transformer_class(name).from_config(raw)
             if not isinstance(model, nn.Module):
                 raise TypeError("it is no model")
     except Exception as error:

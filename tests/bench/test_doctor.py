@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import tiny
 from checks import refuses
 from viditq.bench import diagnose, doctor
 from viditq.bench.doctor import LayerVerdict
@@ -38,6 +39,19 @@ def test_video_pipeline(floats):
     found = shapes(diagnose(floats["video"], "cpu"))
     assert found[2 * 2 * 16, 128, 32] == (("ffn.up",), 2)
     assert found[2 * 2 * 120, 32, 32] == (("cross_attn.kv",), 2)
+
+
+def test_open_sora_shows_its_caption_once(tmp_path):
+    found = shapes(diagnose(tiny.saved(tiny.opensora(), tmp_path / "opensora"), "cpu"))
+    assert found[2 * 2 * 16, 96, 32] == (("self_attn.qkv", "temporal_attn.qkv"), 4)
+    assert found[2 * 120, 64, 32] == (("cross_attn.kv",), 2)
+
+
+def test_open_sora_of_any_size(tmp_path):
+    found = shapes(diagnose(tiny.saved(tiny.opensora12(), tmp_path / "opensora"), "cpu"))
+    roles = ("self_attn.qkv", "temporal_attn.qkv")
+    assert found[2 * 15 * 15 * 27, 96, 32] == (roles, 4)
+    assert found[2 * 300, 64, 32] == (("cross_attn.kv",), 4)
 
 
 def test_tokens_may_be_given(floats):

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 import tiny
+import upstream
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +175,20 @@ def test_demo(viditq, float_pipeline, tmp_path, monkeypatch):
     assert (demo / "report.html").is_file()
     assert (demo / "shapes-video" / "w4a8" / "model_index.json").is_file()
     assert not (demo / "shapes-image" / "calibration").exists()
+
+
+def test_convert_opensora(viditq, tmp_path):
+    torch.save(upstream.weights(), tmp_path / "model.pth")
+    other = tiny.saved(tiny.opensora(caption=12), tmp_path / "other")
+    sources = ("--text-encoder", other, "--vae", other)
+    arguments = (tmp_path / "model.pth", tmp_path / "out", *sources, "--size", 16, "--frames", 3)
+    result = viditq("convert-opensora", *arguments, "--heads", 5)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "5 heads" in result.stderr
+    result = viditq("convert-opensora", *arguments, "--heads", 3, "--json", tmp_path / "told.json")
+    assert result.exit_code == 0, result.output
+    assert "OpenSoraPipeline" in result.stdout
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told == {"out": str(tmp_path / "out"), "pipeline": "OpenSoraPipeline"}
+    made = ("--prompt", "a red star", "--steps", 2, "--out", tmp_path / "a.mp4")
+    assert viditq("generate", tmp_path / "out", *made).exit_code == 0

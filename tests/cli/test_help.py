@@ -11,7 +11,7 @@ from viditq import __version__
 
 COMMANDS = (
     *("quantize", "generate", "compare", "shootout", "ablate"),
-    *("inspect", "analyze", "doctor", "demo"),
+    *("inspect", "analyze", "doctor", "convert-opensora", "demo"),
 )
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "matplotlib", "scipy", "pydantic", "av"}
 

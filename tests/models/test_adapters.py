@@ -8,7 +8,14 @@ from checks import refuses
 from tiny_transformers import CASES, Case, float_part
 from viditq import models
 from viditq.errors import InputError, PipelineError
-from viditq.models import ADAPTERS, Adapter, adapter_for, adapter_named, register_adapter
+from viditq.models import (
+    ADAPTERS,
+    Adapter,
+    adapter_for,
+    adapter_named,
+    register_adapter,
+    transformer_class,
+)
 from viditq.plan import ROLES
 
 
@@ -44,7 +51,8 @@ def test_facts_about_each_layer(model):
         assert info.role in ROLES
         assert name.startswith(f"{info.block}.")
         assert isinstance(model.get_submodule(info.block), nn.Module)
-        assert ("temporal" in info.role) == (name.startswith("temporal") and ".attn" in name)
+        over_time = "temporal" in name and "attn" in name and ".attn2." not in name
+        assert ("temporal" in info.role) == over_time
 
 
 def test_layers_of_one_group_read_one_tensor_and_others_do_not(model, case):
@@ -94,6 +102,7 @@ def test_a_group_is_named_after_its_first_layer(model):
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda a: a.name)
 def test_an_adapter_is_found_by_its_class(adapter):
     assert adapter_named(adapter.transformer) is adapter
+    assert transformer_class(adapter.transformer).__name__ == adapter.transformer
     assert adapter.name in CASES
     assert adapter.kind in ("image", "video")
 

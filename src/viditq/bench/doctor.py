@@ -24,7 +24,7 @@ from viditq.bench.record import explain
 from viditq.bench.tables import NOTHING, TextTable
 from viditq.bench.timing import clear_memory, measure
 from viditq.errors import PipelineError
-from viditq.models import LayerInfo, adapter_for
+from viditq.models import LayerInfo, adapter_for, transformer_class
 from viditq.ops import fastest_backend, use_backend
 from viditq.pipelines.sources import TRANSFORMER, read_index, resolve, resolve_device
 from viditq.plan import LayerPlan, Plan
@@ -35,8 +35,20 @@ __all__ = ["Diagnosis", "LayerVerdict", "diagnose"]
 BRANCHES = 2
 """With guidance every step runs on the conditional and the unconditional branch together."""
 
-TEXT_TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300, "LattePipeline": 120}
+TEXT_TOKENS = {
+    "PixArtAlphaPipeline": 120,
+    "PixArtSigmaPipeline": 300,
+    "LattePipeline": 120,
+    "OpenSoraPipeline": 120,
+    "OpenSora12Pipeline": 300,
+}
 """Caption length of each pipeline, padding included."""
+
+ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27}
+"""Tokens of a video of the default size, of pipelines whose transformer has no size of its own."""
+
+REPEATS_CAPTIONS = ("LattePipeline",)
+"""Pipelines that show the caption to every frame by itself."""
 
 TEXT_ROLES = ("cross_attn.kv",)
 
@@ -179,14 +191,13 @@ def _gpu(device: str) -> torch.device | None:
 
 def _describe(folder: Path) -> tuple[Any, Mapping[str, LayerPlan]]:
     """The transformer without storage, and the plan of each layer that is or would be quantized."""
-    import diffusers
     from accelerate import init_empty_weights
 
     path = folder / checkpoint.CONFIG
     try:
         config = json.loads(path.read_text("utf-8"))
         with init_empty_weights():
-            model = getattr(diffusers, config["_class_name"]).from_config(config)
+            model = transformer_class(config["_class_name"]).from_config(config)
     except Exception as error:
         raise PipelineError(f"{path} describes no transformer ({explain(error)}).") from error
     if checkpoint.is_quantized(folder):
@@ -199,9 +210,9 @@ def _token_counts(model: Any, pipeline: str, tokens: int | None) -> dict[str, in
     """M of layers that read the caption (``text``) and of all others (``latent``)."""
     config = model.config
     frames = int(config.get("video_length", 1))
-    latent = BRANCHES * frames * (config.sample_size // config.patch_size) ** 2
-    # Latte repeats the caption for every frame.
-    text = BRANCHES * frames * TEXT_TOKENS[pipeline]
+    one = ANY_SIZE.get(pipeline) or frames * (config.sample_size // config.patch_size) ** 2
+    latent = BRANCHES * one
+    text = BRANCHES * TEXT_TOKENS[pipeline] * (frames if pipeline in REPEATS_CAPTIONS else 1)
     return {"latent": latent if tokens is None else tokens, "text": text}
 
 

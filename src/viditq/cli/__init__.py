@@ -12,6 +12,7 @@ from viditq.cli.ablate import ablate
 from viditq.cli.analyze import analyze
 from viditq.cli.bench import bench
 from viditq.cli.compare import compare
+from viditq.cli.convert_opensora import convert_opensora
 from viditq.cli.demo import demo
 from viditq.cli.doctor import doctor
 from viditq.cli.generate import generate
@@ -30,7 +31,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quantize, generate, compare, shootout, ablate, inspect, analyze, doctor, demo):
+COMMANDS = (
+    *(quantize, generate, compare, shootout, ablate),
+    *(inspect, analyze, doctor, convert_opensora, demo),
+)
+for command in COMMANDS:
     app.command(no_args_is_help=command is not demo)(command)
 app.add_typer(bench)
 

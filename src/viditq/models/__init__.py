@@ -6,6 +6,8 @@ is guessed, and a line in the log says so.
 
 import logging
 from functools import cache
+from importlib import import_module
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +20,7 @@ from viditq.models.guess import guess_adapter
 from viditq.models.hunyuan_video import HUNYUAN_VIDEO
 from viditq.models.latte import LATTE
 from viditq.models.ltx import LTX
+from viditq.models.opensora import STDIT, STDIT3
 from viditq.models.pixart import PIXART
 from viditq.models.qwen_image import QWEN_IMAGE
 from viditq.models.sana import SANA
@@ -32,11 +35,14 @@ __all__ = [
     "adapter_named",
     "guess_adapter",
     "register_adapter",
+    "transformer_class",
 ]
 
 ADAPTERS = (
     PIXART,
     LATTE,
+    STDIT,
+    STDIT3,
     FLUX,
     FLUX2,
     SD3,
@@ -66,6 +72,16 @@ def adapter_named(class_name: str) -> Adapter:
     if class_name not in _BY_CLASS:
         raise PipelineError(f"{class_name} has no adapter; supported are {', '.join(_BY_CLASS)}.")
     return _BY_CLASS[class_name]
+
+
+def transformer_class(class_name: str) -> Any:
+    """The class itself, from where its adapter says that it is, or from diffusers.
+
+    Raises:
+        AttributeError: there is none of that name.
+    """
+    known = _BY_CLASS.get(class_name)
+    return getattr(import_module(known.module if known else "diffusers"), class_name)
 
 
 def adapter_for(transformer: nn.Module) -> Adapter:

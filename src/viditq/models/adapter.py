@@ -52,6 +52,7 @@ class Adapter:
         token_masks: role of layers whose input is padded -> the transformer's argument, (B, S),
             that says which tokens are valid.
         interleaved: the lists run one block of each in turn, not one list after the other.
+        module: where the class is, for those that diffusers does not have.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Adapter:
     shared_inputs: tuple[tuple[str, ...], ...]
     token_masks: Mapping[str, str] = field(default_factory=dict)
     interleaved: bool = False
+    module: str = "diffusers"
 
     def __post_init__(self) -> None:
         known = {local: role for layers in self.roles.values() for local, role in layers.items()}

@@ -1,5 +1,6 @@
 """Where viditq meets diffusers' pipelines: load, record, quantize, generate, register."""
 
+from viditq.pipelines.convert_opensora import convert_opensora
 from viditq.pipelines.families import Family, family
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS, generate
 from viditq.pipelines.quantize import calibration_prompts, quantize
@@ -12,6 +13,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "Family",
     "calibration_prompts",
+    "convert_opensora",
     "family",
     "generate",
     "load",

@@ -1,10 +1,11 @@
-"""How each diffusers pipeline is called: facts, looked up by the pipeline's class name.
+"""How each pipeline is called: facts, looked up by the pipeline's class name.
 
 Everything else a pipeline needs (steps, guidance, seeds) is the same for all.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -19,11 +20,12 @@ class Family:
     """One class of pipelines.
 
     Attributes:
-        pipeline: class name in diffusers.
+        pipeline: class name.
         adapter: of its transformer.
         arguments: call arguments beside prompt, steps, guidance, generator and latents.
         latent_shape: of one sample's noise.
         max_batch: most prompts in one call for which a sample does not depend on its neighbours.
+        module: where the class is, for those that diffusers does not have.
     """
 
     pipeline: str
@@ -31,6 +33,12 @@ class Family:
     arguments: Callable[[Any], Mapping[str, Any]]
     latent_shape: Callable[[Any], tuple[int, ...]]
     max_batch: int | None = None
+    module: str = "diffusers"
+
+    @property
+    def pipeline_class(self) -> Any:
+        """The class itself; its module is imported for it, which takes seconds."""
+        return getattr(import_module(self.module), self.pipeline)
 
     @property
     def kind(self) -> str:
@@ -54,8 +62,15 @@ def _latte(pipe: Any) -> dict[str, Any]:
     return {**_size(pipe), "video_length": frames, "clean_caption": False}
 
 
+def _opensora(pipe: Any) -> dict[str, Any]:  # noqa: ARG001 - its sizes are its defaults
+    return {}
+
+
 _PIXART = adapter_named("PixArtTransformer2DModel")
 _LATTE = adapter_named("LatteTransformer3DModel")
+_STDIT = adapter_named("STDiTTransformer3DModel")
+_STDIT3 = adapter_named("STDiT3Transformer3DModel")
+_OPENSORA = "viditq.pipelines.opensora"
 
 
 def _image_latent(pipe: Any) -> tuple[int, ...]:
@@ -70,6 +85,11 @@ def _video_latent(pipe: Any) -> tuple[int, ...]:
     return channels, pipe.transformer.config.video_length, *size
 
 
+def _any_size_latent(pipe: Any) -> tuple[int, ...]:
+    """(C, T, H, W)."""
+    return pipe.latent_shape()
+
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         f.pipeline: f
@@ -78,6 +98,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             Family("PixArtSigmaPipeline", _PIXART, _pixart, _image_latent),
             # Latte cuts the padding off a caption only when it is alone in the batch.
             Family("LattePipeline", _LATTE, _latte, _video_latent, max_batch=1),
+            Family("OpenSoraPipeline", _STDIT, _opensora, _video_latent, module=_OPENSORA),
+            Family(
+                "OpenSora12Pipeline",
+                _STDIT3,
+                _opensora,
+                _any_size_latent,
+                module=f"{_OPENSORA}12",
+            ),
         )
     }
 )

@@ -20,7 +20,7 @@ from viditq.errors import InputError, PipelineError
 from viditq.pipelines.families import family_named
 from viditq.zoo import catalog
 
-__all__ = ["load", "read_index", "resolve", "resolve_device", "stored_dtype"]
+__all__ = ["load", "quiet_libraries", "read_index", "resolve", "resolve_device", "stored_dtype"]
 
 INDEX = "model_index.json"
 TRANSFORMER = "transformer"
@@ -139,14 +139,12 @@ def load(
     target = resolve_device(device)
     folder = resolve(source)
     index = read_index(folder)
-    import diffusers
-
     components: dict[str, Any] = {}
     if checkpoint.is_quantized(folder / TRANSFORMER):
         fuse = blocks.is_faster(target) if fuse is None else fuse
         components[TRANSFORMER] = checkpoint.load(folder / TRANSFORMER, dtype=dtype, fuse=fuse)
-    pipeline = getattr(diffusers, index["_class_name"])
-    with _quiet_libraries():
+    pipeline = family_named(index["_class_name"]).pipeline_class
+    with quiet_libraries():
         try:
             pipe = pipeline.from_pretrained(folder, dtype=dtype, **components)
         except Exception as error:
@@ -160,7 +158,7 @@ def load(
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Without the bars and notices that loading prints for every component."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
