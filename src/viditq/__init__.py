@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from viditq.blocks import fuse_, unfuse_
-    from viditq.calibration import CalibrationSet, observe
+    from viditq.calibration import CalibrationSet, observe, observe_gradients
     from viditq.checkpoint import inspect
     from viditq.convert import quantize_
     from viditq.errors import (
@@ -63,6 +63,7 @@ __all__ = [
     "load_recipe",
     "make_plan",
     "observe",
+    "observe_gradients",
     "quantize",
     "quantize_",
     "record",
@@ -100,6 +101,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "make_plan": "planning",
     "observe": "calibration",
+    "observe_gradients": "calibration",
     "quantize": "pipelines",
     "quantize_": "convert",
     "record": "pipelines",

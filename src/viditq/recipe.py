@@ -150,7 +150,9 @@ class Recipe(Value):
             default = self.default.model_copy(update=formats)
             return self.model_copy(update={"name": name, "default": default})
         if own != (f"fp{numbers[1]}", f"fp{numbers[2]}"):
-            raise PlanError(f"{self.name} is {own[0]} by {own[1]}; there is no {name}.")
+            raise PlanError(
+                f"{self.name} has {own[0]} weights and {own[1]} activations; there is no {name}."
+            )
         return self.model_copy(update={"name": name})
 
 

@@ -15,7 +15,13 @@ from viditq.bench.random_models import build, quantize_random_
 from viditq.blocks import fuse_, unfuse_
 from viditq.blocks.inputs import Gelu
 from viditq.blocks.products import finish
-from viditq.calibration import CalibrationInfo, CalibrationSet, model_fingerprint, observe
+from viditq.calibration import (
+    CalibrationInfo,
+    CalibrationSet,
+    model_fingerprint,
+    observe,
+    observe_gradients,
+)
 from viditq.convert import quantize_
 from viditq.nn import FP32_TENSORS
 from viditq.ops.joint_linear import reference
@@ -105,8 +111,9 @@ def test_from_recorded_calls_to_a_fused_checkpoint(tmp_path, preset):
     recorded = CalibrationSet.create(tmp_path / "calls", info)
     recorded.write_prompt(0, [(0, inputs)])
     stats = observe(model, recorded, tmp_path / "stats", rows=28)
-    plan, exact = make_plan(model, load_recipe(preset), stats), denoise(model)
-    diagnostics = quantize_(model, plan, stats)
+    gradients = observe_gradients(model, recorded, tmp_path / "gradients")
+    plan, exact = make_plan(model, load_recipe(preset), stats, gradients), denoise(model)
+    diagnostics = quantize_(model, plan, stats, gradients)
     expected = denoise(model)
     assert 0 < distance(expected, exact) <= (0.01 if preset == "w8a8" else 0.1)
     checkpoint.save(model, tmp_path / "saved", plan, diagnostics=diagnostics)

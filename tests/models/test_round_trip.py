@@ -9,7 +9,13 @@ from torch import nn
 
 from tiny_transformers import CASES, WITHOUT_ADAPTER
 from viditq import checkpoint
-from viditq.calibration import CalibrationInfo, CalibrationSet, model_fingerprint, observe
+from viditq.calibration import (
+    CalibrationInfo,
+    CalibrationSet,
+    model_fingerprint,
+    observe,
+    observe_gradients,
+)
 from viditq.convert import quantize_
 from viditq.diagnostics import sqnr_db
 from viditq.models import adapter_for
@@ -60,11 +66,13 @@ def test_quantized_saved_and_loaded(name, tmp_path):
     case = (CASES | WITHOUT_ADAPTER)[name]
     model, inputs = loud(case.model()), case.inputs(seed=len(STEPS))
     reference = output(model, inputs)
-    stats = observe(model, recorded(model, case, tmp_path / "recorded"), tmp_path / "stats")
-    plan = make_plan(model, load_recipe("w8a8"), stats)
+    calls = recorded(model, case, tmp_path / "recorded")
+    stats = observe(model, calls, tmp_path / "stats")
+    gradients = observe_gradients(model, calls, tmp_path / "gradients")
+    plan = make_plan(model, load_recipe("w8a8"), stats, gradients)
     assert plan.model == (f"guessed:{name}" if name in WITHOUT_ADAPTER else name.split(",")[0])
     layers = adapter_for(model).layers(model)
-    diagnostics = quantize_(model, plan, stats)
+    diagnostics = quantize_(model, plan, stats, gradients)
     assert set(diagnostics) == set(layers)
     assert {n for n, m in model.named_modules() if isinstance(m, QuantLinear)} == set(layers)
     quantized = output(model, inputs)

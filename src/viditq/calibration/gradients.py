@@ -3,8 +3,8 @@
 For each recorded call the model's output is multiplied by random numbers and differentiated; the
 gradient that arrives at a layer's output says how much the model would change with it. Its second
 moment (K-FAC's factor of the output, arXiv 1503.05671) is what :mod:`viditq.quantizers.two_sided`
-weighs errors with, and planning. A call counts relative to the gradient that it has at the last
-layer: late steps, at which the network's output is steeper by an order of magnitude, would decide
+weighs errors with, and planning. A call counts relative to the gradient at the layer it reaches
+first: late steps, at which the network's output is steeper by an order of magnitude, would decide
 alone otherwise. Layers keep their proportions to each other.
 
 Moments are taken in batches that fit into memory, each one pass over the set, forward and backward
@@ -81,17 +81,17 @@ def _moments(
     parameter = next(model.parameters())
     level = _Level()
     gatherers = {info.name: _Gatherer(info.out_features, level, parameter.device) for info in infos}
-    last = list(adapter_for(model).layers(model))[-1]
-    # The last layer's gradient comes first, and of two hooks on it the one that is there first.
+    # Whichever layers are gathered in this pass, the level is that of all; it hears of each first.
+    everywhere = dict.fromkeys(adapter_for(model).layers(model), level)
     handles = [
-        model.get_submodule(name).register_forward_hook(gatherer.see)
-        for name, gatherer in ((last, level), *gatherers.items())
+        model.get_submodule(name).register_forward_hook(watcher.see)
+        for name, watcher in (*everywhere.items(), *gatherers.items())
     ]
     generator = torch.Generator().manual_seed(0)
     try:
         for call in track(recorded, what, len(recorded)):
-            arguments = {**move(call.arguments, parameter.device), "return_dict": False}
-            output = _used(model, model(**arguments)[0])
+            level.value = None
+            output = _used(model, model(**move(call.arguments, parameter.device))[0])
             direction = torch.randn(output.shape, generator=generator)
             output.backward(direction.to(output.device, output.dtype))
     finally:
@@ -121,8 +121,9 @@ def _frozen(model: Any) -> Iterator[None]:
 
 def _used(model: Any, output: Tensor) -> Tensor:
     """What a sampler uses of the output: not the variance that some models predict beside it."""
-    channels, out = model.config.get("in_channels"), model.config.get("out_channels")
-    return output.chunk(2, dim=1)[0] if out and out == 2 * channels else output
+    config = getattr(model, "config", {})
+    channels, out = config.get("in_channels"), config.get("out_channels")
+    return output.chunk(2, dim=1)[0] if channels and out == 2 * channels else output
 
 
 class _Watcher:
@@ -138,12 +139,13 @@ class _Watcher:
 
 
 class _Level(_Watcher):
-    """Of the current call: the squared gradient at the last layer."""
+    """Of the current call: the squared gradient at the layer that it reaches first."""
 
-    value: Tensor
+    value: Tensor | None = None
 
     def add(self, gradient: Tensor) -> None:
-        self.value = gradient.float().square().sum()
+        if self.value is None:
+            self.value = gradient.float().square().sum()
 
 
 class _Gatherer(_Watcher):
@@ -157,6 +159,7 @@ class _Gatherer(_Watcher):
     def add(self, gradient: Tensor) -> None:
         rows = gradient.reshape(-1, self._sum.shape[0]).float()
         level = self._level.value
+        assert level is not None
         self._sum += torch.where(level > 0, rows.T @ rows / level, 0.0)
         self._calls += 1
 
