@@ -103,6 +103,17 @@ class TestPlan:
         with refuses(PlanError, "plan.json"):
             Plan.from_json(broken, where="plan.json")
 
+    def test_says_what_is_not_computed_as_it_is_called(self):
+        def caveats(**fields):
+            plan = LayerPlan(weight="int4", **fields)
+            return Plan(model="m", recipe="r", layers={"a": LayerPlan(), "b": plan}).caveats
+
+        assert caveats() == []
+        assert caveats(activation="int4") == ["Activations of 4 bits run in 8-bit kernels."]
+        for fields in ({"group": 64}, {"zero_point": True}, {"rank": 4, "activation": "int6"}):
+            (said,) = caveats(**fields)
+            assert said.startswith("Simulated with floats: 1 ")
+
     def test_unknown_field_at_the_top(self):
         data = {"model": "m", "recipe": "r", "groups": [], "groupes": []}
         with refuses(PlanError, "'groupes'"):

@@ -147,6 +147,20 @@ class Plan(Value):
     recipe: str
     layers: dict[str, LayerPlan]
 
+    @property
+    def caveats(self) -> list[str]:
+        """What of it is not computed as it is called, a sentence each."""
+        plans = self.layers.values()
+        said = []
+        if simulated := sum(plan.simulated for plan in plans):
+            said.append(
+                f"Simulated with floats: {simulated} layers, since no integer kernel has groups, zero "
+                f"points or low-rank branches."
+            )
+        narrow = {plan.activation_format.bits for plan in plans if not plan.simulated} - {8}
+        said += [f"Activations of {bits} bits run in 8-bit kernels." for bits in sorted(narrow)]
+        return said
+
     def to_json(self) -> dict[str, Any]:
         """The compact form: each distinct choice once, with the layers that have it."""
         groups: dict[LayerPlan, list[str]] = {}

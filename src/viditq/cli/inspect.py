@@ -38,6 +38,8 @@ def inspect(
             f"{summary.float_size_bytes:,}."
         )
         say(layer_table(summary))
+        for caveat in summary.plan.caveats:
+            say(caveat)
         if summary.provenance is not None:
             for key, value in summary.provenance.model_dump().items():
                 say(f"{key.replace('_', ' ')}: {value}")
