@@ -154,8 +154,8 @@ class Plan(Value):
         said = []
         if simulated := sum(plan.simulated for plan in plans):
             said.append(
-                f"Simulated with floats: {simulated} layers, since no integer kernel has groups, zero "
-                f"points or low-rank branches."
+                f"Simulated with floats: {simulated} layers, since no integer kernel has groups, "
+                f"zero points or low-rank branches."
             )
         narrow = {plan.activation_format.bits for plan in plans if not plan.simulated} - {8}
         said += [f"Activations of {bits} bits run in 8-bit kernels." for bits in sorted(narrow)]
