@@ -6,9 +6,12 @@ from viditq.quantizers.packing import pack, unpack
 from viditq.quantizers.rounding import round_gptq, round_nearest
 from viditq.quantizers.scales import minmax_scale, output_error, search_scale
 from viditq.quantizers.two_sided import round_two_sided, two_sided_error
+from viditq.quantizers.weights import GPTQ_SWEEPS, Rounded, round_weights
 
 __all__ = [
+    "GPTQ_SWEEPS",
     "Grid",
+    "Rounded",
     "fake_quantize",
     "grid_between",
     "minmax_grid",
@@ -18,6 +21,7 @@ __all__ = [
     "round_gptq",
     "round_nearest",
     "round_two_sided",
+    "round_weights",
     "search_grid",
     "search_scale",
     "split_low_rank",
