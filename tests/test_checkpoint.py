@@ -56,7 +56,7 @@ class TestRoundTrip:
         self, floats, quantized, recorded, calibrations, kind, preset
     ):
         """Bit by bit, against the model that was never on disk."""
-        from viditq.calibration import observe
+        from viditq.calibration import observe, observe_gradients
         from viditq.convert import quantize_
         from viditq.plan import Plan
 
@@ -64,9 +64,11 @@ class TestRoundTrip:
         plan = checkpoint.inspect(quantized(kind, preset)).plan
         assert isinstance(plan, Plan)
         pipe = pipelines.load(floats[kind])
-        stats = observe(pipe.transformer, recorded(kind), calibrations[kind] / "stats")
+        calls, folder = recorded(kind), calibrations[kind]
+        stats = observe(pipe.transformer, calls, folder / "stats")
+        gradients = observe_gradients(pipe.transformer, calls, folder / "gradients")
         reference = pipelines.generate(pipe, **SAMPLES, steps=2)
-        quantize_(pipe.transformer, plan, stats)
+        quantize_(pipe.transformer, plan, stats, gradients)
         kept = pipelines.generate(pipe, **SAMPLES, steps=2)
         read = pipelines.generate(loaded, **SAMPLES, steps=2)
         assert torch.equal(read, kept)

@@ -77,7 +77,7 @@ def test_unknown_preset(refused, float_pipeline, tmp_path):
 )
 def test_contests_that_cannot_be(refused, float_pipeline, tmp_path, arguments, fact):
     command, *options = arguments
-    notes = "fp8 is fp8 by fp8; there is no w4a8-fp8."
+    notes = "fp8 has fp8 weights and fp8 activations; there is no w4a8-fp8."
     line = refused(command, float_pipeline, *options, "--out", tmp_path / "c", notes=notes)
     assert fact in line
 

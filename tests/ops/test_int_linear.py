@@ -147,7 +147,9 @@ def test_registration(m, bias):
 
 
 @pytest.mark.parametrize("bytes_", [True, False])
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 36, 5), (17, 7, 3), (0, 8, 4), (33, 1025, 65)])
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 36, 5), (17, 7, 3), (2, 1, 3), (1, 2, 3), (0, 8, 4), (33, 1025, 65)]
+)
 def test_sums_are_exact_on_any_processor(monkeypatch, bytes_, m, k, n):
     if bytes_ and not reference._multiplies_bytes():
         pytest.skip("this processor does not multiply bytes")

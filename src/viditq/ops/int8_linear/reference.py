@@ -21,7 +21,8 @@ EXACT_FEATURES = 1024
 
 def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """(M, K) int8, (N, K) int8 -> (M, N) fp32 of the exact integer sum."""
-    if x.device.type == "cpu" and _multiplies_bytes():
+    # With a single feature torch 2.13 takes the transposed weight for a matrix of another shape.
+    if x.device.type == "cpu" and x.shape[1] > 1 and _multiplies_bytes():
         return torch._int_mm(x, weight.T).to(torch.float32)
     parts = zip(x.split(EXACT_FEATURES, 1), weight.split(EXACT_FEATURES, 1), strict=True)
     products = [a.to(torch.float32) @ b.to(torch.float32).T for a, b in parts]
