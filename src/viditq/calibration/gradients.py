@@ -13,7 +13,7 @@ the output counts: of a model that predicts a variance too, the first half.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def _moments(
     # Whichever layers are gathered in this pass, the level is that of all; it hears of each first.
     everywhere = dict.fromkeys(adapter_for(model).layers(model), level)
     handles = [
-        model.get_submodule(name).register_forward_hook(watcher.see)
+        model.get_submodule(name).register_forward_hook(_forward_hook(watcher.add))
         for name, watcher in (*everywhere.items(), *gatherers.items())
     ]
     generator = torch.Generator().manual_seed(0)
@@ -102,10 +102,11 @@ def _moments(
 
 @contextmanager
 def _frozen(model: Any) -> Iterator[None]:
-    """Without gradients of parameters; a large model keeps the inputs of its blocks only."""
+    """Without gradients of parameters; a large model keeps only its blocks' inputs, if it can."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in model.parameters())
-    checkpointing = size > LARGE and not model.is_gradient_checkpointing
+    able = getattr(model, "_supports_gradient_checkpointing", False)
+    checkpointing = able and size > LARGE and not model.is_gradient_checkpointing
     for parameter in trained:
         parameter.requires_grad_(False)
     if checkpointing:
@@ -126,19 +127,18 @@ def _used(model: Any, output: Tensor) -> Tensor:
     return output.chunk(2, dim=1)[0] if channels and out == 2 * channels else output
 
 
-class _Watcher:
-    """A forward hook that is told the gradient at one layer's output."""
+def _forward_hook(add: Callable[[Tensor], None]) -> Callable[..., None]:
+    """A forward hook that hands the gradient at a layer's output to ``add``."""
 
-    def see(self, module: nn.Module, arguments: object, output: Tensor) -> None:  # noqa: ARG002
+    def see(module: nn.Module, arguments: object, output: Tensor) -> None:  # noqa: ARG001
         if not output.requires_grad:  # nothing before this layer is differentiated
             output.requires_grad_(True)
-        output.register_hook(self.add)
+        output.register_hook(add)
 
-    def add(self, gradient: Tensor) -> None:
-        raise NotImplementedError
+    return see
 
 
-class _Level(_Watcher):
+class _Level:
     """Of the current call: the squared gradient at the layer that it reaches first."""
 
     value: Tensor | None = None
@@ -148,7 +148,7 @@ class _Level(_Watcher):
             self.value = gradient.float().square().sum()
 
 
-class _Gatherer(_Watcher):
+class _Gatherer:
     """Accumulates the gradient's second moment at one layer's output."""
 
     def __init__(self, features: int, level: _Level, device: torch.device) -> None:
