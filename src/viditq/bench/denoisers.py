@@ -73,7 +73,7 @@ def bench_models(
     Args:
         kind: what to time.
         device: ``cuda`` or ``cpu``.
-        models: names in :data:`~viditq.bench.models.MODELS`; all by default.
+        models: names in :data:`~viditq.bench.models.MODELS`; those marked so by default.
         variants: names in :data:`~viditq.bench.variants.VARIANTS`; all by default.
         torchao: whether the peer's variants are among those by default.
         backend: of :data:`viditq.ops.BACKENDS`, for ours on CUDA; by default the fastest there.
