@@ -1,13 +1,14 @@
 """The table of full-size models: what diffusers makes of it, without storage."""
 
 import inspect
+from dataclasses import replace
 
 import diffusers
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from viditq.bench import models
+from viditq.bench import bench_models, models
 from viditq.bench.models import (
     MODELS,
     Fill,
@@ -63,6 +64,41 @@ def test_its_pipeline(case):
         assert FAMILIES[case.pipeline].adapter.transformer == case.transformer
     else:
         assert hasattr(diffusers, case.pipeline)
+
+
+# Fewer tokens and heads, for a CPU.
+SMALL_INPUTS = {
+    "pixart-alpha": {"hidden_states": Noise((2, 4, 8, 8))},
+    "opensora-1.0": {"hidden_states": Noise((2, 4, 2, 8, 8))},
+    "opensora-1.2": {"hidden_states": Noise((2, 4, 2, 6, 9))},
+    "wan2.2-5b": {
+        "hidden_states": Noise((1, 48, 2, 4, 4)),
+        "timestep": Fill(500, (1, 8), torch.int64),
+    },
+}
+SMALL_CONFIG = {
+    "pixart-alpha": {"num_attention_heads": 4, "cross_attention_dim": 288},
+    "opensora-1.0": {"num_attention_heads": 4, "sample_size": 8, "video_length": 2},
+    "opensora-1.2": {"num_attention_heads": 4},
+    "wan2.2-5b": {"num_attention_heads": 2, "ffn_dim": 512},
+}
+
+
+@pytest.mark.parametrize("name", SMALL_INPUTS)
+def test_its_blocks_are_quantized(monkeypatch, name):
+    case = MODELS[name]
+    case = replace(
+        case,
+        config=case.one_of_each | SMALL_CONFIG[name],
+        inputs={**case.inputs, **SMALL_INPUTS[name]},
+    )
+    monkeypatch.setattr(models, "MODELS", {name: case})
+    variants = ("bf16-auto", "w8a8-auto", "w4a8-auto")
+    result = bench_models("denoisers", "cpu", models=[name], variants=variants, budget_s=0.01)
+    assert not [row.skipped for row in result.rows if row.skipped]
+    float_bytes, int8_bytes, int4_bytes = (row.weight_bytes for row in result.rows)
+    assert int8_bytes == pytest.approx(float_bytes / 2, rel=0.05)
+    assert int4_bytes == pytest.approx(float_bytes / 4, rel=0.1)
 
 
 @pytest.mark.parametrize("case", MODELS.values(), ids=MODELS)
