@@ -40,7 +40,7 @@ def support_table(results: Sequence[BenchResult]) -> TextTable:
         "Every model, at full size",
         COLUMNS,
         tuple(_line(case, measured[case.name]) for case in cases),
-        (*_notes(cases, measured), *map(origin_line, results)),
+        (*_notes(cases, measured), *(origin_line(result) for result in results if result.rows)),
     )
 
 
