@@ -29,9 +29,11 @@ def models_named(names: tuple[str, ...] | list[str]) -> list[ModelCase]:
     return [case for case in MODELS.values() if case.default]
 
 
-def make_inputs(case: ModelCase, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The arguments of one call, the same at every time on one device."""
-    generator = torch.Generator(device).manual_seed(0)
+def make_inputs(
+    case: ModelCase, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> dict[str, Any]:
+    """The arguments of one call, the same at every time on one device for one ``seed``."""
+    generator = torch.Generator(device).manual_seed(seed)
 
     def made(value: Any) -> Any:
         if isinstance(value, Noise):

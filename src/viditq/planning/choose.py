@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from viditq.convert import balance_for, check_finite, group_layers, linear_named, quantize_readers
 from viditq.errors import PlanError
 from viditq.models import adapter_for
+from viditq.ops import use_backend
 from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
 from viditq.recipe import Recipe
@@ -96,7 +97,8 @@ def _output_error(
     readers = quantize_readers(linears, plans, balance, stats, sweeps=0)
     for number, (linear, reader) in enumerate(zip(linears, readers, strict=True)):
         reference = nn.functional.linear(stats.rows, linear.weight.float(), _float(linear.bias))
-        error = reader(stats.rows) - reference
+        with use_backend("reference"):  # a choice that is the same whatever the chip
+            error = reader(stats.rows) - reference
         if gradients is None:
             weighted = error.square().sum() / reference.square().sum().clamp_min(1e-30)
         else:
