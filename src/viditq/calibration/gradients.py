@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from viditq.calibration.large import gram, halved_if_large, is_large
 from viditq.calibration.observe import check_recorded_from, file_of, in_batches
@@ -30,6 +31,9 @@ from viditq.progress import Track, quiet
 from viditq.stats import GradientStats
 
 __all__ = ["observe_gradients"]
+
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's: its backward reads memory that is not its own (FLUX, torch 2.11, one H200)."""
 
 FEW = 4
 """Prompts of a large model whose calls are differentiated."""
@@ -72,7 +76,7 @@ def observe_gradients(
     passes = in_batches(waiting, output_bytes, memory_bytes)
     for number, batch in enumerate(passes):
         what = "gradients" if len(passes) == 1 else f"gradients {number + 1}/{len(passes)}"
-        with _frozen(model), halved_if_large(model):
+        with _frozen(model), halved_if_large(model), sdpa_kernel(_ATTENTION):
             moments, levels = _moments(model, recorded, batch, stats.levels, track, what)
         stats.write_levels(levels)
         for name, moment in moments.items():

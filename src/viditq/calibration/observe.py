@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +225,8 @@ class _Watcher:
         weight = x.shape[0] / self.count
         self.mean += (x.mean(0) - self.mean) * weight
         self.second_moment += (moment / x.shape[0] - self.second_moment) * weight
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(x.shape[0], generator=generator)[: self.share]
-        self.rows.append(x[chosen.to(x.device)].cpu())
+        chosen = _some(x.shape[0], self.share, self.seed).to(x.device, non_blocking=True)
+        self.rows.append(x[chosen])
         self.row_steps.append(torch.full((len(chosen),), self.step))
 
     def stats(self) -> LayerStats:
@@ -234,7 +234,14 @@ class _Watcher:
             step_amax=self.step_amax.cpu(),
             mean=self.mean.cpu(),
             second_moment=self.second_moment.cpu(),
-            rows=torch.cat(self.rows),
+            rows=torch.cat(self.rows).cpu(),
             row_steps=torch.cat(self.row_steps),
             count=torch.tensor([self.count]),
         )
+
+
+@lru_cache(maxsize=16)  # inputs of one call have few lengths
+def _some(tokens: int, share: int, seed: int) -> Tensor:
+    """Up to ``share`` numbers of ``tokens``, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(tokens, generator=generator)[:share]

@@ -48,10 +48,11 @@ class InputMetric:
     def of(cls, moment: Tensor, damping: float = 0.01) -> "InputMetric":
         """Factorize ``moment`` (K, K); see :func:`round_gptq` for ``damping``."""
         order = moment.diagonal().argsort(descending=True)
-        m, factor = _factorize(moment[order][:, order].double(), damping)
         # The factorization needs fp64; what follows is sums of a few hundred terms, and fp32 will
         # do.
-        upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True).float()
+        m, root = _factorize(moment[order][:, order].double(), damping)
+        identity = torch.eye(len(m), dtype=m.dtype, device=m.device)
+        upper = torch.linalg.solve_triangular(root, identity, upper=True).float()
         return cls(order, m.float(), upper)
 
 
@@ -100,18 +101,19 @@ def round_in(
 
 
 def _factorize(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """The damped moment (K, K) fp64 and its lower Cholesky factor.
+    """The damped moment ``M`` (K, K) fp64 and an upper triangular ``R`` with ``M = R Rᵀ``.
 
-    A covariance that was taken in fp32 may have negative eigenvalues, as large as the rounding of
-    the mean it lost: then the damping grows until they are gone.
+    The inverse of ``R`` is the upper Cholesky factor of the inverse of ``M``. A covariance that was
+    taken in fp32 may have negative eigenvalues, as large as the rounding of the mean it lost: then
+    the damping grows until they are gone.
     """
     size = moment.diagonal().abs().mean() + 1e-30
     for growth in range(12):
         share = damping * 10**growth
         damped = moment + share * size * torch.eye(len(moment), device=moment.device)
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not failed:
-            return damped, factor
+            return damped, factor.flip(0, 1)
     raise AssertionError("the moment is not finite")
 
 
