@@ -58,12 +58,16 @@ def _twins() -> dict[type, Any]:
     from diffusers.models import attention
     from diffusers.models.transformers import transformer_flux, transformer_wan
 
-    from viditq.blocks import basic, flux, wan
+    from viditq.blocks import basic, flux, stdit, wan
+    from viditq.models import stdit as open_sora
+    from viditq.models import stdit3 as open_sora_3
 
     return {
         attention.BasicTransformerBlock: basic.BasicTransformerBlock,
         transformer_flux.FluxTransformerBlock: flux.FluxTransformerBlock,
         transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
+        open_sora.STDiTBlock: stdit.STDiTBlock,
+        open_sora_3.STDiT3Block: stdit.STDiT3Block,
         transformer_wan.WanTransformerBlock: wan.WanTransformerBlock,
     }
 

@@ -17,7 +17,7 @@ __all__ = ["feed", "is_plain_feed_forward"]
 
 
 def feed(ff: Any, x: Input, residual: Tensor, gate: Tensor | None = None) -> Tensor:
-    """``gate · ff(x) + residual``: residual (B, S, C), gate (B, C) -> (B, S, C)."""
+    """``gate · ff(x) + residual``: see :func:`~viditq.blocks.products.finish`."""
     up, _, down = ff.net
     (hidden,) = read(x, [up.proj])
     return finish(Gelu(hidden, up.approximate), down, residual, gate)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from viditq.blocks.feed_forward import feed, is_plain_feed_forward
 from viditq.blocks.inputs import Gelu, Modulated, Plain
-from viditq.blocks.products import finish, gains, is_untouched, read
+from viditq.blocks.products import asks_for_a_gradient, finish, gains, is_untouched, read
 from viditq.models.flux import SHARED_INPUTS
 
 __all__ = ["FluxSingleTransformerBlock", "FluxTransformerBlock"]
@@ -75,7 +75,7 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
         """
         if (
             joint_attention_kwargs
-            or _asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
+            or asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
             or not _is_untouched_double(self)
         ):
             return super().forward(
@@ -133,7 +133,7 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
         """As the original; arguments and result are those of a block with two streams."""
         if (
             joint_attention_kwargs
-            or _asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
+            or asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
             or not _is_untouched_single(self)
         ):
             return super().forward(
@@ -188,10 +188,6 @@ def _rotated(x: Tensor, rotary: Any) -> Tensor:
 
 def _clipped(x: Tensor) -> Tensor:
     return x.clip(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
-
-
-def _asks_for_a_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _is_untouched_double(block: Any) -> bool:
