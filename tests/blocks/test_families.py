@@ -66,6 +66,8 @@ class Family:
 
 OPS = ("norm_quantize", "quantize_rows", "gelu_quantize", "int8_linear")
 SELF = ("norm1", "norm2", "attn1", "ff", "ff.net.0", "ff.net.1")
+JOINT = tuple(f"{name}{stream}" for name in ("norm1", "norm2", "ff") for stream in ("", "_context"))
+JOINT = (*JOINT, "norm1_context.norm", "attn", "attn.to_out.1", "ff.net.0", "ff_context.net.1")
 IN_BLOCK = (*SELF, "attn2")
 
 FAMILIES = {
@@ -86,6 +88,16 @@ FAMILIES = {
     ),
     "cogvideox, 5b": Family(
         {"CogVideoXBlock": 2}, {"CogVideoXBlock": (4, 1, 1, 6)}, {"CogVideoXBlock": ()}
+    ),
+    "sd3": Family(
+        {"JointTransformerBlock": 3},
+        {"JointTransformerBlock": (4, 2, 2, 8)},
+        {"JointTransformerBlock": JOINT},
+    ),
+    "sd3, 3.5-medium": Family(
+        {"JointTransformerBlock": 3},
+        {"JointTransformerBlock": (5, 3, 2, 10)},
+        {"JointTransformerBlock": ("attn2", "norm1", "norm1.norm", "attn2.to_out.1")},
     ),
 }
 CLASSES = [(name, kind) for name, family in FAMILIES.items() for kind in family.ops]

@@ -62,12 +62,13 @@ def _twins() -> dict[type, Any]:
         transformer_wan,
     )
 
-    from viditq.blocks import basic, cogvideox, flux, stdit, wan
+    from viditq.blocks import basic, cogvideox, flux, sd3, stdit, wan
     from viditq.models import stdit as open_sora
     from viditq.models import stdit3 as open_sora_3
 
     return {
         attention.BasicTransformerBlock: basic.BasicTransformerBlock,
+        attention.JointTransformerBlock: sd3.JointTransformerBlock,
         cogvideox_transformer_3d.CogVideoXBlock: cogvideox.CogVideoXBlock,
         transformer_flux.FluxTransformerBlock: flux.FluxTransformerBlock,
         transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
