@@ -59,10 +59,12 @@ def _twins() -> dict[type, Any]:
     from diffusers.models.transformers import (
         cogvideox_transformer_3d,
         transformer_flux,
+        transformer_hunyuan_video,
+        transformer_qwenimage,
         transformer_wan,
     )
 
-    from viditq.blocks import basic, cogvideox, flux, sd3, stdit, wan
+    from viditq.blocks import basic, cogvideox, flux, hunyuan_video, qwen_image, sd3, stdit, wan
     from viditq.models import stdit as open_sora
     from viditq.models import stdit3 as open_sora_3
 
@@ -72,6 +74,13 @@ def _twins() -> dict[type, Any]:
         cogvideox_transformer_3d.CogVideoXBlock: cogvideox.CogVideoXBlock,
         transformer_flux.FluxTransformerBlock: flux.FluxTransformerBlock,
         transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
+        transformer_hunyuan_video.HunyuanVideoTransformerBlock: (
+            hunyuan_video.HunyuanVideoTransformerBlock
+        ),
+        transformer_hunyuan_video.HunyuanVideoSingleTransformerBlock: (
+            hunyuan_video.HunyuanVideoSingleTransformerBlock
+        ),
+        transformer_qwenimage.QwenImageTransformerBlock: qwen_image.QwenImageTransformerBlock,
         open_sora.STDiTBlock: stdit.STDiTBlock,
         open_sora_3.STDiT3Block: stdit.STDiT3Block,
         transformer_wan.WanTransformerBlock: wan.WanTransformerBlock,
