@@ -118,6 +118,16 @@ FAMILIES = {
         {"QwenImageTransformerBlock": (4, 2, 2, 8)},
         {"QwenImageTransformerBlock": (*QWEN, "attn", "attn.to_out.1", "txt_mlp.net.0")},
     ),
+    "ltx": Family(
+        {"LTXVideoTransformerBlock": 2},
+        {"LTXVideoTransformerBlock": (2, 4, 1, 7)},
+        {"LTXVideoTransformerBlock": (*IN_BLOCK, "attn2.to_out.1")},
+    ),
+    "sana": Family(
+        {"SanaTransformerBlock": 2},
+        {"SanaTransformerBlock": (1, 4, 0, 5)},
+        {"SanaTransformerBlock": ("norm1", "norm2", "attn1", "attn2", "attn1.to_out.1")},
+    ),
 }
 CLASSES = [(name, kind) for name, family in FAMILIES.items() for kind in family.ops]
 

@@ -58,13 +58,26 @@ def _twins() -> dict[type, Any]:
     from diffusers.models import attention
     from diffusers.models.transformers import (
         cogvideox_transformer_3d,
+        sana_transformer,
         transformer_flux,
         transformer_hunyuan_video,
+        transformer_ltx,
         transformer_qwenimage,
         transformer_wan,
     )
 
-    from viditq.blocks import basic, cogvideox, flux, hunyuan_video, qwen_image, sd3, stdit, wan
+    from viditq.blocks import (
+        basic,
+        cogvideox,
+        flux,
+        hunyuan_video,
+        ltx,
+        qwen_image,
+        sana,
+        sd3,
+        stdit,
+        wan,
+    )
     from viditq.models import stdit as open_sora
     from viditq.models import stdit3 as open_sora_3
 
@@ -81,6 +94,8 @@ def _twins() -> dict[type, Any]:
             hunyuan_video.HunyuanVideoSingleTransformerBlock
         ),
         transformer_qwenimage.QwenImageTransformerBlock: qwen_image.QwenImageTransformerBlock,
+        transformer_ltx.LTXVideoTransformerBlock: ltx.LTXVideoTransformerBlock,
+        sana_transformer.SanaTransformerBlock: sana.SanaTransformerBlock,
         open_sora.STDiTBlock: stdit.STDiTBlock,
         open_sora_3.STDiT3Block: stdit.STDiT3Block,
         transformer_wan.WanTransformerBlock: wan.WanTransformerBlock,
