@@ -1,7 +1,4 @@
-"""Fused blocks of every family compute what their layers would, in a model as it calls them.
-
-What only one class of blocks has is tested in a file of its own.
-"""
+"""Fused blocks of every family compute what their layers would, in a model as it calls them."""
 
 import copy
 import inspect
@@ -127,6 +124,14 @@ FAMILIES = {
         {"SanaTransformerBlock": 2},
         {"SanaTransformerBlock": (1, 4, 0, 5)},
         {"SanaTransformerBlock": ("norm1", "norm2", "attn1", "attn2", "attn1.to_out.1")},
+    ),
+    "flux2": Family(
+        {"Flux2TransformerBlock": 2, "Flux2SingleTransformerBlock": 2},
+        {"Flux2TransformerBlock": (4, 4, 0, 8), "Flux2SingleTransformerBlock": (1, 1, 0, 2)},
+        {
+            "Flux2TransformerBlock": ("norm1", "norm2", "norm1_context", "attn", "ff_context"),
+            "Flux2SingleTransformerBlock": ("norm", "attn"),
+        },
     ),
 }
 CLASSES = [(name, kind) for name, family in FAMILIES.items() for kind in family.ops]
@@ -297,7 +302,8 @@ class TestBlock:
             assert distance(y, call.run(expected)) <= 1e-4, layer
             assert distance(y, before) > 1e-4, layer
             ops = count_ops(lambda block=fused: call.run(block))
-            assert "norm_quantize" in ops or "gelu_quantize" in ops, layer
+            reads_alone = layer == "attn.to_qkv_mlp_proj"  # what the block's one fused op makes
+            assert "norm_quantize" in ops or "gelu_quantize" in ops or reads_alone, layer
             fused.set_submodule(layer, fused.get_submodule(layer).base_layer)
             assert torch.equal(call.run(fused), before)
 
@@ -414,6 +420,102 @@ class TestDeclined:
             fuse_(call.block)
             assert torch.equal(call.run(), expected)
             assert count_ops(call.run) == drop_in
+
+
+class TestArguments:
+    """Those that models give their blocks now and then."""
+
+    def call(self, name: str, kind: str, **changes: Any) -> Call:
+        """The first call of such a block, with all arguments by name."""
+        found = calls(name, kind)[0]
+        found.args, found.kwargs = bound(found, inspect.signature(found.block.forward).parameters)
+        found.kwargs |= changes
+        return found
+
+    def check(self, name, call, count_ops):
+        """It is fused, and right."""
+        expected = call.run()
+        assert fuse_(call.block) == 1
+        kind = type(call.block).__name__
+        assert distance(call.run(), expected) <= 1e-5
+        assert Counter(count_ops(call.run)) == counts(FAMILIES[name].ops[kind])
+
+    def check_declined(self, call, count_ops):
+        """It is left to the original forward."""
+        expected, drop_in = call.run(), count_ops(call.run)
+        assert fuse_(call.block) == 1
+        assert torch.equal(call.run(), expected)
+        assert count_ops(call.run) == drop_in
+
+    @pytest.mark.parametrize("kind", FAMILIES["hunyuan-video"].blocks)
+    def test_hunyuan_video_without_mask_and_rotation(self, count_ops, kind):
+        call = self.call("hunyuan-video", kind, attention_mask=None)
+        rotation = "freqs_cis" if "freqs_cis" in call.kwargs else "image_rotary_emb"
+        assert call.kwargs[rotation] is not None
+        call.kwargs[rotation] = None
+        self.check("hunyuan-video", call, count_ops)
+
+    def test_qwen_image_without_mask_and_rotation(self, count_ops):
+        call = self.call("qwen-image", "QwenImageTransformerBlock")
+        assert call.kwargs["encoder_hidden_states_mask"] is not None
+        call.kwargs |= {"encoder_hidden_states_mask": None, "image_rotary_emb": None}
+        self.check("qwen-image", call, count_ops)
+
+    def test_qwen_image_with_a_second_timestep(self):
+        block = self.call("qwen-image", "QwenImageTransformerBlock").block
+        block.zero_cond_t = True
+        assert fuse_(block) == 0
+
+    def test_ltx_with_a_modulation_for_each_token(self, count_ops):
+        call = self.call("ltx", "LTXVideoTransformerBlock")
+        tokens = call.kwargs["hidden_states"].shape[1]
+        call.kwargs["temb"] = torch.randn(2, tokens, 6 * 32) / 2
+        self.check("ltx", call, count_ops)
+
+    @pytest.mark.parametrize("name", ["temb_mod_img", "temb_mod_txt"])
+    def test_flux2_with_one_modulation_for_all_samples(self, count_ops, name):
+        call = self.call("flux2", "Flux2TransformerBlock")
+        call.kwargs[name] = torch.randn(1, 1, 6 * 32) / 2
+        self.check("flux2", call, count_ops)
+
+    def test_flux2_with_a_modulation_for_each_token(self, count_ops):
+        call = self.call("flux2", "Flux2TransformerBlock")
+        call.kwargs["temb_mod_img"] = torch.randn(2, 16, 6 * 32) / 2
+        self.check_declined(call, count_ops)
+
+    def test_flux2_with_the_text_apart(self, count_ops):
+        call = self.call("flux2", "Flux2SingleTransformerBlock")
+        assert call.kwargs["encoder_hidden_states"] is None
+        both = call.kwargs["hidden_states"]
+        call.kwargs |= {
+            "hidden_states": both[:, 5:],
+            "encoder_hidden_states": both[:, :5],
+            "split_hidden_states": True,
+        }
+        with torch.no_grad():
+            text, image = call.block(**call.kwargs)
+        assert (text.shape[1], image.shape[1]) == (5, 16)
+        self.check("flux2", call, count_ops)
+
+    def test_sd3_in_chunks(self, count_ops):
+        call = self.call("sd3", "JointTransformerBlock")
+        call.block.set_chunk_feed_forward(1, 0)
+        expected = call.run()
+        assert fuse_(call.block) == 1
+        assert torch.equal(call.run(), expected)
+        assert "norm_quantize" not in count_ops(call.run)
+
+    def test_sana_in_fp16(self, count_ops):
+        """The original clips in the middle."""
+        call = self.call("sana", "SanaTransformerBlock")
+        for name, parameter in call.block.named_parameters():
+            if name.rpartition(".")[2] not in FP32_TENSORS and parameter.is_floating_point():
+                parameter.data = parameter.data.half()
+        call.kwargs = {
+            name: value.half() if isinstance(value, torch.Tensor) else value
+            for name, value in call.kwargs.items()
+        }
+        self.check_declined(call, count_ops)
 
 
 def bound(call: Call, parameters) -> tuple[tuple[Any, ...], dict[str, Any]]:

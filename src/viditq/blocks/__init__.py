@@ -60,6 +60,7 @@ def _twins() -> dict[type, Any]:
         cogvideox_transformer_3d,
         sana_transformer,
         transformer_flux,
+        transformer_flux2,
         transformer_hunyuan_video,
         transformer_ltx,
         transformer_qwenimage,
@@ -70,6 +71,7 @@ def _twins() -> dict[type, Any]:
         basic,
         cogvideox,
         flux,
+        flux2,
         hunyuan_video,
         ltx,
         qwen_image,
@@ -87,6 +89,8 @@ def _twins() -> dict[type, Any]:
         cogvideox_transformer_3d.CogVideoXBlock: cogvideox.CogVideoXBlock,
         transformer_flux.FluxTransformerBlock: flux.FluxTransformerBlock,
         transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
+        transformer_flux2.Flux2TransformerBlock: flux2.Flux2TransformerBlock,
+        transformer_flux2.Flux2SingleTransformerBlock: flux2.Flux2SingleTransformerBlock,
         transformer_hunyuan_video.HunyuanVideoTransformerBlock: (
             hunyuan_video.HunyuanVideoTransformerBlock
         ),

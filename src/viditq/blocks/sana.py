@@ -112,7 +112,7 @@ class SanaTransformerBlock(sana_transformer.SanaTransformerBlock):
 
 
 def _attend_linearly(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention with weights ``relu(q) · relu(k)`` (Sana, arXiv 2410.10629, section 2.2), (B, S, C)."""
+    """Attention with weights ``relu(q) · relu(k)``, (B, S, C) (Sana, arXiv 2410.10629, 2.2)."""
     dtype = q.dtype
     q, k = _normed(attn, q, k)
     q, k, v = (each.transpose(1, 2).unflatten(1, (attn.heads, -1)) for each in (q, k, v))
