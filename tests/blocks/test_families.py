@@ -12,6 +12,7 @@ import diffusers
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 import tiny_transformers
 from tiny_transformers import COGVIDEOX, Case
@@ -557,3 +558,28 @@ class TestStaysAModule:
         torch._dynamo.reset()
         compiled = torch.compile(call.block, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(call.run(compiled), expected)
+
+
+@pytest.mark.gpu
+class TestOnCuda:
+    @pytest.fixture
+    def on_cuda(self, case):
+        """A call of a block that is fused, there, and what it gives on the CPU, not fused."""
+        call = calls(*case)[0]
+        expected = call.run()
+        fuse_(call.block.cuda())
+        call.args, call.kwargs = tree_map_only(
+            torch.Tensor, lambda tensor: tensor.cuda(), (call.args, call.kwargs)
+        )
+        return call, expected
+
+    def test_is_the_block_on_the_cpu(self, on_cuda):
+        call, expected = on_cuda
+        assert distance(call.run().cpu(), expected) <= 5e-3
+
+    def test_compiled(self, on_cuda):
+        call, _ = on_cuda
+        expected = call.run()
+        torch._dynamo.reset()
+        compiled = torch.compile(call.block, fullgraph=True)
+        assert distance(call.run(compiled), expected) <= 5e-3
