@@ -44,8 +44,8 @@ class VideoPipeline(DiffusionPipeline):
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         options = {"generator": generator} if takes_generator else {}
         channels = 2 * video.shape[1] if self._takes_variance() else video.shape[1]
-        progress_bar: Any = self.progress_bar
-        for timestep in progress_bar(self.scheduler.timesteps):
+        pipe: Any = self
+        for timestep in pipe.progress_bar(self.scheduler.timesteps):
             predicted = predict(self.scheduler.scale_model_input(video, timestep), timestep)
             noise = predicted[:, :channels]
             video = self.scheduler.step(noise, timestep, video, **options).prev_sample
