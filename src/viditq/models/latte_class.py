@@ -22,7 +22,16 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from viditq.models.stdit import SelfAttention, in_frames, modulated, sincos, sincos_2d, split, video
+from viditq.models.stdit import (
+    SelfAttention,
+    along_time,
+    in_frames,
+    modulated,
+    sincos,
+    sincos_2d,
+    split,
+    video,
+)
 
 __all__ = ["LatteClassBlock", "LatteClassTransformer3DModel"]
 
@@ -67,8 +76,11 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(FREQUENCIES, width)
         self.class_embedding = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.transformer_blocks, self.temporal_transformer_blocks = (
-            nn.ModuleList(LatteClassBlock(width, num_attention_heads) for _ in range(num_layers))
-            for _ in range(2)
+            nn.ModuleList(
+                LatteClassBlock(width, num_attention_heads, over_time=over_time)
+                for _ in range(num_layers)
+            )
+            for over_time in (False, True)
         )
         self.modulation = nn.Linear(width, 2 * width)
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -109,13 +121,11 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin):
         tokens = self._tokens(hidden_states)
         condition = F.silu(self._condition(timestep, class_labels, tokens.dtype))
 
-        position = self.temporal_position.to(tokens.dtype)
+        position = self.temporal_position.to(tokens.dtype)[:, :, None]
         pairs = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
         for number, (spatial, temporal) in enumerate(pairs):
-            over_time = spatial(tokens, condition).transpose(1, 2)
-            if number == 0:
-                over_time = over_time + position
-            tokens = temporal(over_time, condition).transpose(1, 2)
+            tokens = spatial(tokens, condition)
+            tokens = temporal(tokens + position if number == 0 else tokens, condition)
 
         shift, scale = rows(self.modulation(condition), 2)
         tokens = self.proj_out(modulated(self.norm_out(tokens), shift, scale))
@@ -141,10 +151,11 @@ class LatteClassTransformer3DModel(ModelMixin, ConfigMixin):
 
 
 class LatteClassBlock(nn.Module):
-    """Attention in each of some sequences, a feed-forward, and the modulation of both."""
+    """Attention in the frame, or along time if it is made so; a feed-forward; their modulation."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, over_time: bool) -> None:
         super().__init__()
+        self.over_time = over_time
         self.modulation = nn.Linear(width, 6 * width)
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.attn1 = SelfAttention(width, heads)
@@ -152,15 +163,16 @@ class LatteClassBlock(nn.Module):
         self.ff = FeedForward(width, activation_fn="gelu-approximate")
 
     def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
-        """(B, N, S, C) in and out, N sequences of S tokens.
+        """(B, T, S, C) in and out.
 
         Args:
-            hidden_states: tokens; a sequence is a frame, or what is at one place over time.
+            hidden_states: tokens.
             condition: (B, C), what the modulation is computed from.
         """
         x = hidden_states
         shift, scale, gate, ff_shift, ff_scale, ff_gate = rows(self.modulation(condition), 6)
-        x = x + gate * in_frames(self.attn1, modulated(self.norm1(x), shift, scale))
+        attend = along_time if self.over_time else in_frames
+        x = x + gate * attend(self.attn1, modulated(self.norm1(x), shift, scale))
         return x + ff_gate * self.ff(modulated(self.norm2(x), ff_shift, ff_scale))
 
 
