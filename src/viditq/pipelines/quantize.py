@@ -150,6 +150,9 @@ def calibration_prompts(source: str | Path, num: int = DEFAULT_PROMPTS) -> list[
     """Prompts to calibrate ``source`` with: its own if it is bundled, else a general list.
 
     A pipeline that makes classes gets some of its classes.
+
+    Raises:
+        PipelineError: there is no such pipeline.
     """
     if str(source) in catalog.BUNDLED:
         return catalog.calibration_prompts(str(source), num)
