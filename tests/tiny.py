@@ -20,11 +20,14 @@ from diffusers import (
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from viditq.models.latte_class import LatteClassTransformer3DModel
 from viditq.models.opensora_vae import OpenSoraTemporalDecoder
 from viditq.models.stdit import STDiTTransformer3DModel
 from viditq.models.stdit3 import STDiT3Transformer3DModel
-from viditq.pipelines.opensora import OpenSoraPipeline, iddpm
+from viditq.pipelines.latte_class import LatteClassPipeline
+from viditq.pipelines.opensora import OpenSoraPipeline
 from viditq.pipelines.opensora12 import OpenSora12Pipeline, rectified_flow
+from viditq.pipelines.video import iddpm
 
 WORDS = [
     "a",
@@ -118,6 +121,19 @@ def latte(*, heads: int = 2, head_dim: int = 16, layers: int = 1, caption: int =
     )
 
 
+def latte_class(*, heads: int = 2, head_dim: int = 16, layers: int = 2, classes: int = 3):
+    """The transformer of Latte for classes; 0: for none."""
+    torch.manual_seed(0)
+    return LatteClassTransformer3DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        num_layers=layers,
+        sample_size=8,
+        video_length=2,
+        num_classes=classes,
+    )
+
+
 def stdit(*, heads: int = 2, head_dim: int = 16, layers: int = 2, caption: int = 16):
     """The transformer of Open-Sora 1.0; captions have up to twelve tokens."""
     torch.manual_seed(0)
@@ -143,6 +159,14 @@ def stdit3(*, heads: int = 2, head_dim: int = 16, layers: int = 2, caption: int 
         caption_channels=caption,
         caption_length=12,
     )
+
+
+def latte_of_classes(**sizes: int):
+    """The pipeline; its classes have names if they are three."""
+    transformer = latte_class(**sizes)
+    names = dict(enumerate(("Archery", "Basketball Dunk, Dunk", "YoYo")))
+    named = transformer.num_classes == len(names)
+    return LatteClassPipeline(autoencoder(), transformer, iddpm(), names if named else None)
 
 
 def opensora(*, caption: int = 16, **sizes: int):

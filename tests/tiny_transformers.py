@@ -18,13 +18,15 @@ class Case:
     """A tiny model of a class, what it is called with, and what stays float in it.
 
     ``latents`` and ``arguments`` say how a call differs from one with images of 4 × 8 × 8 and
-    captions of 5 × 16; all calls are of batch 2, and all sequences longer than one token.
+    captions of 5 × 16, or with no captions; all calls are of batch 2, and all sequences longer than
+    one token.
     """
 
     make: Callable[[], nn.Module]
     float_parts: set[str]
     latents: tuple[int, ...] = (2, 4, 8, 8)
     arguments: Callable[[], dict[str, Any]] = dict
+    captions: bool = True
 
     def model(self) -> nn.Module:
         """The same at every time."""
@@ -37,7 +39,7 @@ class Case:
         return {
             "hidden_states": torch.randn(self.latents),
             "timestep": torch.tensor([500, 500]),
-            "encoder_hidden_states": torch.randn(2, 5, 16),
+            **({"encoder_hidden_states": torch.randn(2, 5, 16)} if self.captions else {}),
             **self.arguments(),
             "return_dict": False,
         }
@@ -133,6 +135,13 @@ CASES = {
         arguments=lambda: {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
     ),
     "latte": Case(lambda: tiny.latte(layers=2).transformer, PIXART_FLOAT, (2, 4, 2, 8, 8)),
+    "latte-class": Case(
+        lambda: tiny.latte_class(layers=3),
+        {"time_embedding", "modulation", "proj_out"},
+        (2, 4, 2, 8, 8),
+        lambda: {"class_labels": torch.tensor([1, 3])},  # the last is none
+        captions=False,
+    ),
     "stdit": Case(lambda: tiny.stdit(), PIXART_FLOAT, (2, 4, 2, 8, 8), padded),
     "stdit3": Case(
         lambda: tiny.stdit3(layers=11),

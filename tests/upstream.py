@@ -1,4 +1,4 @@
-"""What the code of Open-Sora itself computed, recorded with the random weights it computed with.
+"""What the code of the authors itself computed, recorded with the random weights it computed with.
 
 ``models/opensora-1.0.safetensors`` was made with hpcaitech/Open-Sora v1.0.0, in fp32 on the CPU: a
 network of two blocks (``config`` in the file's metadata has the arguments of ``STDiT``), its
@@ -11,6 +11,12 @@ the first frame of one video given, and two samples of its scheduler ``rflow``, 
 guidance 4 for 17 frames of 40×64 pixels at 24 frames per second. The decoder in time of its
 autoencoder is in ``models/opensora-1.2-vae.safetensors``, with latents that it decoded to 23
 frames; the image autoencoder behind it gave back what it got.
+
+``models/latte-class.safetensors`` was made with Vchitect/Latte (commit b27c24a), in fp32 on the
+CPU: a network of two pairs of blocks (``config`` has the arguments of ``Latte``), its outputs for a
+class and for none, those of the same weights without the table of classes (``extras`` 1), and two
+samples of its diffusion, 4 steps with guidance 4, of which the noise was kept. Videos are
+(B, T, C, H, W) there.
 """
 
 import json
@@ -20,20 +26,28 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from viditq.models.latte_class_checkpoint import latte_class_from
 from viditq.models.opensora_checkpoint import stdit3_from, stdit_from
 
 FOLDER = Path(__file__).parent / "models"
 
 
+LATTE = "latte-class"
+
+
+def _file(version):
+    return FOLDER / f"{version if version == LATTE else f'opensora-{version}'}.safetensors"
+
+
 @cache
 def recorded(version="1.0"):
     """Tensors by name: ``weights.…``, ``call.…`` and ``sample.…``."""
-    return load_file(FOLDER / f"opensora-{version}.safetensors")
+    return load_file(_file(version))
 
 
 def config(version="1.0"):
     """The arguments that upstream's class was given."""
-    with safe_open(FOLDER / f"opensora-{version}.safetensors", "pt") as file:
+    with safe_open(_file(version), "pt") as file:
         return json.loads(file.metadata()["config"])
 
 
@@ -66,3 +80,10 @@ def stdit3():
     given = config("1.2")
     sizes = {"num_attention_heads": given["num_heads"], "base_size": given["input_sq_size"]}
     return stdit3_from(weights("1.2"), "the record", **sizes)
+
+
+def latte_class(*, classes=True):
+    """Latte for classes, likewise; or with the same weights but the table of classes."""
+    table = "y_embedder.embedding_table.weight"
+    kept = {name: tensor for name, tensor in weights(LATTE).items() if classes or name != table}
+    return latte_class_from(kept, "the record", num_attention_heads=config(LATTE)["num_heads"])

@@ -54,6 +54,16 @@ def test_open_sora_of_any_size(tmp_path):
     assert found[2 * 300, 64, 32] == (("cross_attn.kv",), 4)
 
 
+def test_latte_for_classes_reads_no_caption(tmp_path):
+    diagnosis = diagnose(tiny.saved(tiny.latte_of_classes(), tmp_path / "latte"), "cpu")
+    assert shapes(diagnosis) == {
+        (2 * 2 * 16, 96, 32): (("self_attn.qkv", "temporal_attn.qkv"), 4),
+        (2 * 2 * 16, 32, 32): (("self_attn.out", "temporal_attn.out"), 4),
+        (2 * 2 * 16, 128, 32): (("ffn.up",), 4),
+        (2 * 2 * 16, 32, 128): (("ffn.down",), 4),
+    }
+
+
 def test_tokens_may_be_given(floats):
     found = shapes(diagnose(floats["image"], "cpu", tokens=7))
     assert {m for m, _, _ in found} == {7, 600}

@@ -192,3 +192,21 @@ def test_convert_opensora(viditq, tmp_path):
     assert told == {"out": str(tmp_path / "out"), "pipeline": "OpenSoraPipeline"}
     made = ("--prompt", "a red star", "--steps", 2, "--out", tmp_path / "a.mp4")
     assert viditq("generate", tmp_path / "out", *made).exit_code == 0
+
+
+def test_convert_latte(viditq, tmp_path):
+    torch.save({"ema": upstream.weights(upstream.LATTE)}, tmp_path / "ucf101.pt")
+    tiny.autoencoder().save_pretrained(tmp_path / "vae")
+    arguments = (tmp_path / "ucf101.pt", tmp_path / "out", "--vae", tmp_path / "vae")
+    result = viditq("convert-latte", *arguments, "--heads", 5)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "5 heads" in result.stderr
+    result = viditq("convert-latte", *arguments, "--heads", 3, "--json", tmp_path / "told.json")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told == {"out": str(tmp_path / "out"), "pipeline": "LatteClassPipeline"}
+    made = ("--steps", 2, "--out", tmp_path / "a.mp4")
+    assert viditq("generate", tmp_path / "out", "--prompt", "4", *made).exit_code == 0
+    result = viditq("generate", tmp_path / "out", "--prompt", "a red star", *made)
+    assert result.exit_code == 2
+    assert "There is no class 'a red star'" in result.stderr

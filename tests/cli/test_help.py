@@ -11,7 +11,7 @@ from viditq import __version__
 
 COMMANDS = (
     *("quantize", "generate", "compare", "shootout", "ablate"),
-    *("inspect", "analyze", "doctor", "convert-opensora", "demo"),
+    *("inspect", "analyze", "doctor", "convert-opensora", "convert-latte", "demo"),
 )
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "matplotlib", "scipy", "pydantic", "av"}
 

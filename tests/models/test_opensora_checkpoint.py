@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 import upstream
 from checks import refuses
 from viditq.errors import InputError
-from viditq.models.opensora_checkpoint import is_stdit3, read_tensors, stdit3_from, stdit_from
+from viditq.models.opensora_checkpoint import is_stdit3, stdit3_from, stdit_from
+from viditq.models.published import read_tensors
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ def test_every_family_is_a_class(name):
     [
         (tiny.pixart, "image"),
         (tiny.latte, "video"),
+        (tiny.latte_of_classes, "video"),
         (tiny.opensora, "video"),
         (tiny.opensora12, "video"),
     ],

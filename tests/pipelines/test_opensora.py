@@ -15,7 +15,8 @@ from viditq import checkpoint, pipelines
 from viditq.errors import CheckpointError, InputError
 from viditq.evaluation import compare
 from viditq.nn import QuantLinear
-from viditq.pipelines.opensora import OpenSoraPipeline, iddpm
+from viditq.pipelines.opensora import OpenSoraPipeline
+from viditq.pipelines.video import iddpm
 
 PROMPTS = ["a red star", "A small blue square moving left over green "]
 SAMPLES = {"prompts": PROMPTS, "seeds": [3, 1], "steps": 3}

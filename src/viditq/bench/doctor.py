@@ -42,7 +42,7 @@ TEXT_TOKENS = {
     "OpenSoraPipeline": 120,
     "OpenSora12Pipeline": 300,
 }
-"""Caption length of each pipeline, padding included."""
+"""Caption length of each pipeline that reads captions, padding included."""
 
 ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27}
 """Tokens of a video of the default size, of pipelines whose transformer has no size of its own."""
@@ -212,7 +212,7 @@ def _token_counts(model: Any, pipeline: str, tokens: int | None) -> dict[str, in
     frames = int(config.get("video_length", 1))
     one = ANY_SIZE.get(pipeline) or frames * (config.sample_size // config.patch_size) ** 2
     latent = BRANCHES * one
-    text = BRANCHES * TEXT_TOKENS[pipeline] * (frames if pipeline in REPEATS_CAPTIONS else 1)
+    text = BRANCHES * TEXT_TOKENS.get(pipeline, 0) * (frames if pipeline in REPEATS_CAPTIONS else 1)
     return {"latent": latent if tokens is None else tokens, "text": text}
 
 

@@ -12,6 +12,7 @@ from viditq.cli.ablate import ablate
 from viditq.cli.analyze import analyze
 from viditq.cli.bench import bench
 from viditq.cli.compare import compare
+from viditq.cli.convert_latte import convert_latte
 from viditq.cli.convert_opensora import convert_opensora
 from viditq.cli.demo import demo
 from viditq.cli.doctor import doctor
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(quantize, generate, compare, shootout, ablate),
-    *(inspect, analyze, doctor, convert_opensora, demo),
+    *(inspect, analyze, doctor, convert_opensora, convert_latte, demo),
 )
 for command in COMMANDS:
     app.command(no_args_is_help=command is not demo)(command)

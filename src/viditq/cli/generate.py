@@ -13,7 +13,12 @@ __all__ = ["generate"]
 
 def generate(
     pipeline: Pipeline,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to make.")],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="What to make; of a pipeline for classes, a number or a name."
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="A .png for an image, .mp4 for a video.")
     ],

@@ -18,7 +18,7 @@ from viditq.models.flux import FLUX
 from viditq.models.flux2 import FLUX2
 from viditq.models.guess import guess_adapter
 from viditq.models.hunyuan_video import HUNYUAN_VIDEO
-from viditq.models.latte import LATTE
+from viditq.models.latte import LATTE, LATTE_CLASS
 from viditq.models.ltx import LTX
 from viditq.models.opensora import STDIT, STDIT3
 from viditq.models.pixart import PIXART
@@ -41,6 +41,7 @@ __all__ = [
 ADAPTERS = (
     PIXART,
     LATTE,
+    LATTE_CLASS,
     STDIT,
     STDIT3,
     FLUX,

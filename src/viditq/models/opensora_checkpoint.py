@@ -1,30 +1,24 @@
 """Open-Sora's published checkpoints, read into the networks of this package.
 
-A checkpoint is a dictionary of tensors, in a ``.pth`` (read with ``weights_only``, so that nothing
-in it can run) or in safetensors. Its tensors get the names they have here; every one has to be
-there, with the shape that the others imply, and no others. The sizes of the network follow from
-the shapes. What the shapes do not tell is asked for: the number of heads, and for 1.0 the size of
-the video with the scales of its positions; tables of positions that a checkpoint holds are skipped,
-as Open-Sora skips them. Numbers keep their type.
+The sizes of the network follow from the shapes of the tensors (:mod:`viditq.models.published` reads
+them). What the shapes do not tell is asked for: the number of heads, and for 1.0 the size of the
+video with the scales of its positions; tables of positions that a checkpoint holds are skipped, as
+Open-Sora skips them. Numbers keep their type.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from viditq.errors import InputError
-from viditq.models import transformer_class
 from viditq.models.adapter import Adapter
 from viditq.models.opensora import STDIT, STDIT3
+from viditq.models.published import check_ranks, network_from, renamed
 
-__all__ = ["check_tensors", "is_stdit3", "read_tensors", "stdit3_from", "stdit_from"]
+__all__ = ["is_stdit3", "stdit3_from", "stdit_from"]
 
 NAMES = {
     "patch_embedding": "x_embedder.proj",
@@ -72,13 +66,8 @@ class _Version:
         blocks, _, rest = name.partition(".")
         if blocks in self.lists:
             index, _, local = rest.partition(".")
-            return f"{self.lists[blocks]}.{index}.{_renamed(local, self.block_names)}"
-        return _renamed(name, self.names)
-
-
-def _renamed(name: str, names: Mapping[str, str]) -> str:
-    module, _, tensor = name.rpartition(".")
-    return names.get(name) or (f"{names[module]}.{tensor}" if module in names else name)
+            return f"{self.lists[blocks]}.{index}.{renamed(local, self.block_names)}"
+        return renamed(name, self.names)
 
 
 V1_0 = _Version(
@@ -128,32 +117,6 @@ def is_stdit3(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("spatial_blocks.") for name in tensors)
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name; of a training state (``{"ema": …}``), the averaged weights."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"There is no file {path}; give a checkpoint, .pth or .safetensors.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        raise InputError(
-            f"{path} holds more than tensors, or is damaged; it is not read, because reading it "
-            f"could run code."
-        ) from None
-    except Exception as error:  # a damaged file makes the reader raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read as a checkpoint ({reason[:200]}).") from None
-    if isinstance(content, dict) and isinstance(content.get("ema"), dict):
-        content = content["ema"]
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise InputError(f"{path} is no checkpoint of a network: not a dictionary of tensors.")
-    return content
-
-
 def stdit_from(
     tensors: Mapping[str, Tensor],
     where: str,
@@ -197,40 +160,28 @@ def stdit3_from(
 
 
 def _network(version: _Version, tensors: Mapping[str, Tensor], where: str, **options: Any) -> Any:
-    from accelerate import init_empty_weights
-
     config = {**_sizes(version, tensors, where), **options}
-    width, heads = tensors["x_embedder.proj.weight"].shape[0], config["num_attention_heads"]
-    if heads < 1 or width % heads:
-        raise InputError(f"{where} has a width of {width}, which {heads} heads do not divide.")
     size, patch = config.get("sample_size"), config["patch_size"]
     if size is not None and (size < patch or size % patch):
         raise InputError(
             f"{where} has patches of {patch}×{patch}, of which a latent video of {size}×{size} is "
             f"not made; give another size."
         )
-    with init_empty_weights():
-        model = transformer_class(version.adapter.transformer)(
-            attention_head_dim=width // heads, **config
-        )
-    expected = {version.published(name): (name, t) for name, t in model.state_dict().items()}
-    found = {name: tensor for name, tensor in tensors.items() if name not in version.skipped}
-    check_tensors(version.name, found, {name: t.shape for name, (_, t) in expected.items()}, where)
-    weights = {ours: found[name] for name, (ours, _) in expected.items()}
-    model.load_state_dict(weights, assign=True)
-    return model.requires_grad_(False).eval()
+    return network_from(
+        version.name,
+        version.adapter,
+        config,
+        {name: tensor for name, tensor in tensors.items() if name not in version.skipped},
+        where,
+        width=tensors["x_embedder.proj.weight"].shape[0],
+        published=version.published,
+    )
 
 
 def _sizes(version: _Version, tensors: Mapping[str, Tensor], where: str) -> dict[str, int]:
     """What of the configuration follows from the tensors."""
     ranks = {"x_embedder.proj.weight": 5, "y_embedder.y_embedding": 2, "final_layer.linear.bias": 1}
-    for name, rank in ranks.items():
-        if name not in tensors or tensors[name].ndim != rank:
-            found = "has none" if name not in tensors else f"has {tensors[name].ndim}"
-            raise InputError(
-                f"{where} is no checkpoint of {version.name}, which has a tensor {name!r} of "
-                f"{rank} dimensions; this one {found}."
-            )
+    check_ranks(version.name, tensors, ranks, where)
     _, in_channels, time, patch, _ = tensors["x_embedder.proj.weight"].shape
     if time != 1:
         raise InputError(f"{where} has patches of {time} frames; {version.name} has them of one.")
@@ -247,30 +198,3 @@ def _sizes(version: _Version, tensors: Mapping[str, Tensor], where: str) -> dict
         "caption_channels": channels,
         "caption_length": length,
     }
-
-
-def check_tensors(
-    what: str,
-    found: Mapping[str, Tensor],
-    expected: Mapping[str, torch.Size],
-    where: str,
-) -> None:
-    """Every tensor that ``what`` has is there with its shape, and nothing else.
-
-    Raises:
-        InputError: naming the first one that is wrong, and ``where`` it is.
-    """
-    if missing := expected.keys() - found.keys():
-        raise InputError(
-            f"{where} lacks the tensor {min(missing)!r} ({len(missing)} of {len(expected)} "
-            f"missing)."
-        )
-    if unknown := found.keys() - expected.keys():
-        raise InputError(f"{where} holds {min(unknown)!r}, which {what} does not have.")
-    for name, shape in expected.items():
-        tensor = found[name]
-        if tensor.shape != shape or not tensor.is_floating_point():
-            raise InputError(
-                f"{where}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, expected are "
-                f"{tuple(shape)} floats."
-            )

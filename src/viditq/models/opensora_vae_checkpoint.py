@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from viditq.errors import InputError
-from viditq.models.opensora_checkpoint import check_tensors
+from viditq.models.published import check_tensors
 
 __all__ = ["image_autoencoder_weights", "temporal_decoder_from"]
 

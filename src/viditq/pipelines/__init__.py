@@ -1,5 +1,6 @@
 """Where viditq meets diffusers' pipelines: load, record, quantize, generate, register."""
 
+from viditq.pipelines.convert_latte import convert_latte
 from viditq.pipelines.convert_opensora import convert_opensora
 from viditq.pipelines.families import Family, family
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS, generate
@@ -13,6 +14,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "Family",
     "calibration_prompts",
+    "convert_latte",
     "convert_opensora",
     "family",
     "generate",

@@ -1,29 +1,26 @@
 """From published checkpoints of Open-Sora to a pipeline directory.
 
-A checkpoint is the network alone. Text encoder, tokenizer and autoencoder come from wherever
-their own ``from_pretrained`` finds them: a directory, or a repository on the hub, that is the part
-itself or a pipeline that has it; the autoencoder of 1.2 has a file of its own in addition. The
+A checkpoint is the network alone. Text encoder, tokenizer and autoencoder come from elsewhere
+(:mod:`viditq.pipelines.conversion`); the autoencoder of 1.2 has a file of its own in addition. The
 sampler is the one of the authors. What does not fit is refused before the text encoder, the largest
 part, is read.
 """
 
-import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import viditq
 from viditq.errors import InputError
-from viditq.files import atomic_directory, check_replaceable, write_atomic
-from viditq.models.opensora_checkpoint import (
-    check_tensors,
-    is_stdit3,
-    read_tensors,
-    stdit3_from,
-    stdit_from,
-)
+from viditq.models.opensora_checkpoint import is_stdit3, stdit3_from, stdit_from
 from viditq.models.opensora_vae_checkpoint import image_autoencoder_weights, temporal_decoder_from
+from viditq.models.published import check_tensors, read_tensors
+from viditq.pipelines.conversion import (
+    check_out,
+    image_autoencoder,
+    match,
+    part_of,
+    write_pipeline,
+)
 from viditq.pipelines.families import family_named
 from viditq.pipelines.sources import quiet_libraries
 
@@ -33,13 +30,8 @@ TEXT_ENCODER = "DeepFloyd/t5-v1_1-xxl"
 VAE_1_0 = "stabilityai/sd-vae-ft-ema"
 VAE_1_2 = "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers"
 
-MARKER = "converted.json"
-"""What only an output of :func:`convert_opensora` has."""
-
 SIZE_OF_SCALE_1 = 512
 """At which size in pixels the positions of 1.0 are not scaled; at others in proportion."""
-
-MAX_SHARD_SIZE = "5GB"
 
 
 def convert_opensora(
@@ -80,7 +72,7 @@ def convert_opensora(
         InputError: with what is wrong in the checkpoint or does not fit; nothing is written.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    check_replaceable(out, marker=MARKER, overwrite=overwrite)
+    check_out(out, overwrite)
     tensors = read_tensors(checkpoint)
     with quiet_libraries():
         if is_stdit3(tensors):
@@ -104,13 +96,10 @@ def convert_opensora(
                 temporal_interpolation_scale=time_scale or 1.0,
             )
         channels, found = network.config.in_channels, parts["vae"].config.latent_channels
-        _match(checkpoint, "latent channels", channels, "the autoencoder", found)
+        match(checkpoint, "latent channels", channels, "the autoencoder", found)
         texts = _text_parts(text_encoder, checkpoint, network.config.caption_channels)
         pipe = family_named(name).pipeline_class(transformer=network, **parts, **texts, **sizes)
-        with atomic_directory(out, marker=MARKER, overwrite=overwrite) as part:
-            pipe.save_pretrained(part, max_shard_size=MAX_SHARD_SIZE)
-            told = {"checkpoint": checkpoint.name, "viditq": viditq.__version__}
-            write_atomic(part / MARKER, json.dumps(told, indent=1) + "\n")
+        write_pipeline(pipe, checkpoint, out, overwrite)
     return out
 
 
@@ -118,12 +107,12 @@ def _text_parts(source: str | Path, checkpoint: Path, width: int) -> dict[str, A
     """Tokenizer and text encoder, which has to be as wide as the captions of ``checkpoint``."""
     from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-    config = _part(source, "text_encoder", T5Config.from_pretrained)
-    _match(checkpoint, "caption channels", width, source, config.d_model)
+    config = part_of(source, "text_encoder", T5Config.from_pretrained)
+    match(checkpoint, "caption channels", width, source, config.d_model)
     encoder: Any = T5EncoderModel
     return {
-        "tokenizer": _part(source, "tokenizer", AutoTokenizer.from_pretrained),
-        "text_encoder": _part(
+        "tokenizer": part_of(source, "tokenizer", AutoTokenizer.from_pretrained),
+        "text_encoder": part_of(
             source, "text_encoder", partial(encoder.from_pretrained, dtype="auto")
         ),
     }
@@ -131,9 +120,9 @@ def _text_parts(source: str | Path, checkpoint: Path, width: int) -> dict[str, A
 
 def _parts_1_0(source: str | Path) -> dict[str, Any]:
     """Autoencoder and sampler."""
-    from viditq.pipelines.opensora import iddpm
+    from viditq.pipelines.video import iddpm
 
-    return {"vae": _image_autoencoder(source), "scheduler": iddpm()}
+    return {"vae": image_autoencoder(source), "scheduler": iddpm()}
 
 
 def _parts_1_2(checkpoint: Path, source: str | Path, file: str | Path | None) -> dict[str, Any]:
@@ -147,18 +136,12 @@ def _parts_1_2(checkpoint: Path, source: str | Path, file: str | Path | None) ->
         )
     tensors = read_tensors(file)
     decoder = temporal_decoder_from(tensors, str(file))
-    autoencoder = _image_autoencoder(source)
+    autoencoder = image_autoencoder(source)
     if weights := image_autoencoder_weights(tensors):
         expected = {name: tensor.shape for name, tensor in autoencoder.state_dict().items()}
         check_tensors(f"the autoencoder of {source}", weights, expected, str(file))
         autoencoder.load_state_dict(weights)
     return {"vae": autoencoder, "temporal_decoder": decoder, "scheduler": rectified_flow()}
-
-
-def _image_autoencoder(source: str | Path) -> Any:
-    from diffusers import AutoencoderKL
-
-    return _part(source, "vae", AutoencoderKL.from_pretrained)
 
 
 def _refuse(checkpoint: Path, version: str, **options: Any) -> None:
@@ -170,34 +153,8 @@ def _refuse(checkpoint: Path, version: str, **options: Any) -> None:
             )
 
 
-def _part(source: str | Path, folder: str, load: Callable[..., Any]) -> Any:
-    """What ``load`` finds at ``source`` itself or in its ``folder``."""
-    own, nested = {}, {"subfolder": folder}
-    if Path(source).is_dir():
-        places = [nested if (Path(source) / folder).is_dir() else own]
-    elif str(source).count("/") == 1 and not str(source).startswith((".", "/")):
-        places = [own, nested]
-    else:
-        raise InputError(
-            f"There is no directory {source}; the {folder} is given as one, or as a hub id like "
-            f"owner/name."
-        )
-    reasons = []
-    for place in places:
-        try:
-            return load(source, **place)
-        except Exception as error:
-            reasons.append(" ".join(str(error).split())[:200] or type(error).__name__)
-    raise InputError(f"No {folder} can be loaded from {source} ({reasons[0]}).")
-
-
 def _latent_size(size: int, autoencoder: Any) -> int:
     factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     if size < factor or size % factor:
         raise InputError(f"size is {size}; the autoencoder makes multiples of {factor} pixels.")
     return size // factor
-
-
-def _match(checkpoint: Path, what: str, wanted: int, source: str | Path, found: int) -> None:
-    if wanted != found:
-        raise InputError(f"{checkpoint} has {wanted} {what}, {source} has {found}; give another.")

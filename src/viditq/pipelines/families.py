@@ -26,6 +26,8 @@ class Family:
         latent_shape: of one sample's noise.
         max_batch: most prompts in one call for which a sample does not depend on its neighbours.
         module: where the class is, for those that diffusers does not have.
+        prompts: some to calibrate with, from the transformer's configuration and how many, for
+            those that do not take every text.
     """
 
     pipeline: str
@@ -34,6 +36,7 @@ class Family:
     latent_shape: Callable[[Any], tuple[int, ...]]
     max_batch: int | None = None
     module: str = "diffusers"
+    prompts: Callable[[Mapping[str, Any], int], list[str]] | None = None
 
     @property
     def pipeline_class(self) -> Any:
@@ -62,12 +65,13 @@ def _latte(pipe: Any) -> dict[str, Any]:
     return {**_size(pipe), "video_length": frames, "clean_caption": False}
 
 
-def _opensora(pipe: Any) -> dict[str, Any]:  # noqa: ARG001 - its sizes are its defaults
+def _nothing(pipe: Any) -> dict[str, Any]:  # noqa: ARG001 - its sizes are its defaults
     return {}
 
 
 _PIXART = adapter_named("PixArtTransformer2DModel")
 _LATTE = adapter_named("LatteTransformer3DModel")
+_LATTE_CLASS = adapter_named("LatteClassTransformer3DModel")
 _STDIT = adapter_named("STDiTTransformer3DModel")
 _STDIT3 = adapter_named("STDiT3Transformer3DModel")
 _OPENSORA = "viditq.pipelines.opensora"
@@ -90,6 +94,11 @@ def _any_size_latent(pipe: Any) -> tuple[int, ...]:
     return pipe.latent_shape()
 
 
+def _classes(config: Mapping[str, Any], num: int) -> list[str]:
+    """Numbers of classes, evenly spread."""
+    return [str(index * config["num_classes"] // num) for index in range(num)]
+
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         f.pipeline: f
@@ -98,11 +107,19 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             Family("PixArtSigmaPipeline", _PIXART, _pixart, _image_latent),
             # Latte cuts the padding off a caption only when it is alone in the batch.
             Family("LattePipeline", _LATTE, _latte, _video_latent, max_batch=1),
-            Family("OpenSoraPipeline", _STDIT, _opensora, _video_latent, module=_OPENSORA),
+            Family(
+                "LatteClassPipeline",
+                _LATTE_CLASS,
+                _nothing,
+                _video_latent,
+                module="viditq.pipelines.latte_class",
+                prompts=_classes,
+            ),
+            Family("OpenSoraPipeline", _STDIT, _nothing, _video_latent, module=_OPENSORA),
             Family(
                 "OpenSora12Pipeline",
                 _STDIT3,
-                _opensora,
+                _nothing,
                 _any_size_latent,
                 module=f"{_OPENSORA}12",
             ),

@@ -1,40 +1,29 @@
 """Open-Sora 1.0: text to video with STDiT, a T5 and the autoencoder of Stable Diffusion.
 
-A diffusers pipeline: it saves, loads, offloads and takes schedulers like theirs. Captions are put
-into lower case and padded to the network's length; padding is masked. Guidance is against the
-network's own empty caption, cut to the length of the prompt, and acts on the first three of four
-channels: so its authors sampled the model, and ``guided_channels`` can say otherwise. The variance
-that the network learned goes to a ``DDPMScheduler`` that is set to take it, which makes Open-Sora's
-``iddpm``; for other schedulers it is discarded (they want ``variance_type=None``). Latents stay in
-fp32; frames are decoded one by one.
+A diffusers pipeline, sampled as :mod:`viditq.pipelines.video` says. Captions are put into lower
+case and padded to the network's length; padding is masked. Guidance is against the network's own
+empty caption, cut to the length of the prompt, and acts on the first three of four channels: so its
+authors sampled the model, and ``guided_channels`` can say otherwise.
 
 Declined: negative prompts, for which the empty caption would have to go; sizes other than the
 network's; and the cleaning of scraped captions (addresses, tags, file names).
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
-from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from viditq.errors import InputError
 from viditq.models.stdit import STDiTTransformer3DModel
+from viditq.pipelines.video import VideoPipeline, guided, num_samples
 
-__all__ = [
-    "OpenSoraPipeline",
-    "OpenSoraPipelineOutput",
-    "TextToVideoPipeline",
-    "iddpm",
-    "num_samples",
-]
+__all__ = ["OpenSoraPipeline", "OpenSoraPipelineOutput", "TextToVideoPipeline"]
 
 
 @dataclass
@@ -44,7 +33,7 @@ class OpenSoraPipelineOutput(BaseOutput):
     frames: Any
 
 
-class TextToVideoPipeline(DiffusionPipeline):
+class TextToVideoPipeline(VideoPipeline):
     """What the versions of Open-Sora share: captions, and guidance against the empty one."""
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -92,18 +81,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             return_dict=False,
             **conditions,
         )[0].float()
-        if branches == 2:
-            empty, predicted = predicted.chunk(2)
-            empty = empty[:, :guided_channels]
-            difference = predicted[:, :guided_channels] - empty
-            predicted[:, :guided_channels] = empty + guidance * difference
-        return predicted
-
-    def _decode_images(self, latents: Tensor, output_type: str, scale: float) -> Any:
-        """Latents (B, C, T, h, w), ``scale`` times those of the autoencoder, to videos."""
-        frames = (latents / scale).to(self.vae.dtype)
-        video = torch.stack([self.vae.decode(f).sample for f in frames.unbind(2)], dim=2)
-        return VideoProcessor().postprocess_video(video.float(), output_type)
+        return guided(predicted, guidance, guided_channels) if branches == 2 else predicted
 
 
 class OpenSoraPipeline(TextToVideoPipeline):
@@ -152,26 +130,14 @@ class OpenSoraPipeline(TextToVideoPipeline):
             return_dict: give an object with the attribute ``frames`` instead of a tuple.
         """
         captions, mask = self._captions(prompt, guidance_scale)
-        device = self._execution_device
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        if latents is None:
-            shape = (num_samples(prompt), *self.transformer.video_shape)
-            latents = randn_tensor(shape, generator, device, torch.float32)
-        video = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        options = {"generator": generator} if takes_generator else {}
-        channels = 2 * video.shape[1] if self._takes_variance() else video.shape[1]
-        progress_bar: Any = self.progress_bar
-        for timestep in progress_bar(self.scheduler.timesteps):
-            noise = self._predict(
-                self.scheduler.scale_model_input(video, timestep),
-                timestep,
-                captions,
-                mask,
-                guidance_scale,
-                self.guided_channels,
-            )[:, :channels]
-            video = self.scheduler.step(noise, timestep, video, **options).prev_sample
+
+        def predict(video: Tensor, timestep: Tensor) -> Tensor:
+            return self._predict(
+                video, timestep, captions, mask, guidance_scale, self.guided_channels
+            )
+
+        num = num_samples(prompt)
+        video = self._denoised(num, num_inference_steps, predict, generator, latents)
         frames = video if output_type == "latent" else self.decode(video, output_type)
         self.maybe_free_model_hooks()
         return OpenSoraPipelineOutput(frames=frames) if return_dict else (frames,)
@@ -179,20 +145,3 @@ class OpenSoraPipeline(TextToVideoPipeline):
     def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
         """Latents (B, C, T, h, w) to videos of ``output_type``."""
         return self._decode_images(latents, output_type, self.vae.config.scaling_factor)
-
-    def _takes_variance(self) -> bool:
-        # Others keep the setting in their configuration when they are made from a DDPMScheduler's.
-        learned = self.scheduler.config.get("variance_type") in ("learned", "learned_range")
-        return learned and isinstance(self.scheduler, DDPMScheduler)
-
-
-def num_samples(prompt: str | Sequence[str]) -> int:
-    """How many videos a pipeline makes of its argument."""
-    return 1 if isinstance(prompt, str) else len(prompt)
-
-
-def iddpm() -> DDPMScheduler:
-    """The sampler of Open-Sora 1.0: ancestral, with the learned variance, 1000 steps or fewer."""
-    return DDPMScheduler(
-        variance_type="learned_range", clip_sample=False, timestep_spacing="linspace"
-    )

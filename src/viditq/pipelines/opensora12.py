@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from viditq.models.opensora_vae import OpenSoraTemporalDecoder
 from viditq.models.stdit3 import STDiT3Transformer3DModel
-from viditq.pipelines.opensora import OpenSoraPipelineOutput, TextToVideoPipeline, num_samples
+from viditq.pipelines.opensora import OpenSoraPipelineOutput, TextToVideoPipeline
+from viditq.pipelines.video import num_samples
 
 __all__ = ["OpenSora12Pipeline", "flow_times", "rectified_flow"]
 

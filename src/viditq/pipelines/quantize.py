@@ -6,6 +6,7 @@ interrupted run goes on; the output directory itself appears whole or not at all
 diffusers pipeline: everything but the transformer is copied as it is.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -27,6 +28,7 @@ from viditq.convert import check_finite
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
+from viditq.pipelines.families import family_named
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from viditq.pipelines.record import DEFAULT_KEPT_STEPS, record
 from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve, stored_dtype
@@ -145,9 +147,19 @@ def quantize(
 
 
 def calibration_prompts(source: str | Path, num: int = DEFAULT_PROMPTS) -> list[str]:
-    """Prompts to calibrate ``source`` with: its own if it is bundled, else a general list."""
+    """Prompts to calibrate ``source`` with: its own if it is bundled, else a general list.
+
+    A pipeline that makes classes gets some of its classes.
+
+    Raises:
+        PipelineError: there is no such pipeline.
+    """
     if str(source) in catalog.BUNDLED:
         return catalog.calibration_prompts(str(source), num)
+    folder = resolve(source)
+    if own := family_named(read_index(folder)["_class_name"]).prompts:
+        config = json.loads((folder / TRANSFORMER / checkpoint.CONFIG).read_text("utf-8"))
+        return own(config, num)
     return read_prompts(Path(__file__).with_name("prompts.txt"))[:num]
 
 
