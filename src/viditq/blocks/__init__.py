@@ -56,14 +56,24 @@ def _twins() -> dict[type, Any]:
     """The fused twin of each class of blocks that has one."""
     # diffusers takes seconds to import; whoever has a model has waited for it already.
     from diffusers.models import attention
-    from diffusers.models.transformers import transformer_flux, transformer_wan
+    from diffusers.models.transformers import (
+        cogvideox_transformer_3d,
+        transformer_flux,
+        transformer_wan,
+    )
 
-    from viditq.blocks import basic, flux, wan
+    from viditq.blocks import basic, cogvideox, flux, sd3, stdit, wan
+    from viditq.models import stdit as open_sora
+    from viditq.models import stdit3 as open_sora_3
 
     return {
         attention.BasicTransformerBlock: basic.BasicTransformerBlock,
+        attention.JointTransformerBlock: sd3.JointTransformerBlock,
+        cogvideox_transformer_3d.CogVideoXBlock: cogvideox.CogVideoXBlock,
         transformer_flux.FluxTransformerBlock: flux.FluxTransformerBlock,
         transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
+        open_sora.STDiTBlock: stdit.STDiTBlock,
+        open_sora_3.STDiT3Block: stdit.STDiT3Block,
         transformer_wan.WanTransformerBlock: wan.WanTransformerBlock,
     }
 

@@ -1,6 +1,6 @@
 """diffusers' ``FeedForward`` with GELU, as two products around one op.
 
-Declined: other activations, a dropout behind the last layer, and hooks on what is passed by;
+Declined: other activations, and hooks on what is passed by;
 :func:`is_plain_feed_forward` says so, and the block then takes its original forward.
 """
 
@@ -17,17 +17,22 @@ __all__ = ["feed", "is_plain_feed_forward"]
 
 
 def feed(ff: Any, x: Input, residual: Tensor, gate: Tensor | None = None) -> Tensor:
-    """``gate · ff(x) + residual``: residual (B, S, C), gate (B, C) -> (B, S, C)."""
+    """``gate · ff(x) + residual``: see :func:`~viditq.blocks.products.finish`."""
     up, _, down = ff.net
     (hidden,) = read(x, [up.proj])
     return finish(Gelu(hidden, up.approximate), down, residual, gate)
 
 
-def is_plain_feed_forward(ff: Any) -> bool:
-    """Whether ``ff`` is GELU between two layers, and as diffusers made it."""
+def is_plain_feed_forward(ff: Any, *, final_dropout: bool = False) -> bool:
+    """Whether ``ff`` is GELU between two layers, and as diffusers made it.
+
+    Args:
+        ff: of any class.
+        final_dropout: there must be a dropout behind the last layer; the block sees that it sleeps.
+    """
     return (
         is_untouched(ff, FeedForward)
-        and len(ff.net) == 3
+        and len(ff.net) == 3 + final_dropout
         and is_untouched(ff.net[0], GELU)
-        and is_untouched(ff.net[1], nn.Dropout)
+        and all(is_untouched(dropout, nn.Dropout) for dropout in (ff.net[1], *ff.net[3:]))
     )

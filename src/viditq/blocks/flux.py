@@ -26,16 +26,20 @@ from torch import Tensor, nn
 
 from viditq.blocks.feed_forward import feed, is_plain_feed_forward
 from viditq.blocks.inputs import Gelu, Modulated, Plain
-from viditq.blocks.products import finish, gains, is_untouched, read
+from viditq.blocks.products import asks_for_a_gradient, finish, gains, is_untouched, read
+from viditq.blocks.streams import (
+    clipped,
+    drops_nothing,
+    is_untouched_attention,
+    is_untouched_norm,
+    modulation,
+)
 from viditq.models.flux import SHARED_INPUTS
 
 __all__ = ["FluxSingleTransformerBlock", "FluxTransformerBlock"]
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, (S, D) fp32 each."""
-
-LARGEST_HALF = 65504
-"""What diffusers clips fp16 to."""
 
 
 class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
@@ -75,15 +79,15 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
         """
         if (
             joint_attention_kwargs
-            or _asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
+            or asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
             or not _is_untouched_double(self)
         ):
             return super().forward(
                 hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
             )
         attn, x, text = self.attn, hidden_states, encoder_hidden_states
-        shift, gain, gate, *ff = _modulation(self.norm1, temb)
-        text_shift, text_gain, text_gate, *text_ff = _modulation(self.norm1_context, temb)
+        shift, gain, gate, *ff = modulation(self.norm1, temb)
+        text_shift, text_gain, text_gate, *text_ff = modulation(self.norm1_context, temb)
 
         normed = Modulated(x, self.norm1.norm, gain, shift)
         projected = read(normed, [attn.to_q, attn.to_k, attn.to_v])
@@ -101,7 +105,7 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
         x = feed(self.ff, Modulated(x, self.norm2, gain, shift), x, gate)
         shift, gain, gate = text_ff
         text = feed(self.ff_context, Modulated(text, self.norm2_context, gain, shift), text, gate)
-        return _clipped(text), x
+        return clipped(text), x
 
     def _get_name(self) -> str:
         return f"Fused{super()._get_name()}"
@@ -133,30 +137,24 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
         """As the original; arguments and result are those of a block with two streams."""
         if (
             joint_attention_kwargs
-            or _asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
+            or asks_for_a_gradient(hidden_states, encoder_hidden_states, temb)
             or not _is_untouched_single(self)
         ):
             return super().forward(
                 hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
             )
         attn, x = self.attn, torch.cat([encoder_hidden_states, hidden_states], 1)
-        shift, gain, gate = _modulation(self.norm, temb)
+        shift, gain, gate = modulation(self.norm, temb)
         normed = Modulated(x, self.norm.norm, gain, shift)
         *projected, hidden = read(normed, [attn.to_q, attn.to_k, attn.to_v, self.proj_mlp])
         qkv = _heads(projected, attn, attn.norm_q, attn.norm_k)
         y = _attend(attn, qkv, image_rotary_emb)
         x = finish(Gelu(hidden, self.act_mlp.approximate, left=y), self.proj_out, x, gate)
-        text, image = _clipped(x).split([encoder_hidden_states.shape[1], hidden_states.shape[1]], 1)
+        text, image = clipped(x).split([encoder_hidden_states.shape[1], hidden_states.shape[1]], 1)
         return text, image
 
     def _get_name(self) -> str:
         return f"Fused{super()._get_name()}"
-
-
-def _modulation(norm: Any, temb: Tensor) -> tuple[Tensor, ...]:
-    """Shift, gain and gate, (B, C) each, of each sublayer that ``norm`` knows of."""
-    y = norm.linear(norm.silu(temb))
-    return y.chunk(y.shape[1] // temb.shape[1], 1)
 
 
 def _heads(projected: Sequence[Tensor], attn: Any, norm_q: nn.Module, norm_k: nn.Module) -> Any:
@@ -186,48 +184,22 @@ def _rotated(x: Tensor, rotary: Any) -> Tensor:
     return y
 
 
-def _clipped(x: Tensor) -> Tensor:
-    return x.clip(-LARGEST_HALF, LARGEST_HALF) if x.dtype == torch.float16 else x
-
-
-def _asks_for_a_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
 def _is_untouched_double(block: Any) -> bool:
     """Whether every submodule that the fused forward passes by is as diffusers made it."""
     dropouts = (block.ff.net[1], block.ff_context.net[1], block.attn.to_out[1])
     return (
-        all(_is_untouched_norm(n, AdaLayerNormZero) for n in (block.norm1, block.norm1_context))
+        all(is_untouched_norm(n, AdaLayerNormZero) for n in (block.norm1, block.norm1_context))
         and all(is_untouched(n, nn.LayerNorm) for n in (block.norm2, block.norm2_context))
         and all(is_plain_feed_forward(ff) for ff in (block.ff, block.ff_context))
-        and _is_untouched_attention(block.attn)
-        and all(is_untouched(d, nn.Dropout) and not (d.training and d.p > 0) for d in dropouts)
+        and is_untouched_attention(block.attn, FluxAttention, FluxAttnProcessor)
+        and all(drops_nothing(dropout) for dropout in dropouts)
     )
 
 
 def _is_untouched_single(block: Any) -> bool:
     """Whether every submodule that the fused forward passes by is as diffusers made it."""
     return (
-        _is_untouched_norm(block.norm, AdaLayerNormZeroSingle)
+        is_untouched_norm(block.norm, AdaLayerNormZeroSingle)
         and is_untouched(block.act_mlp, nn.GELU)
-        and _is_untouched_attention(block.attn)
-    )
-
-
-def _is_untouched_norm(
-    norm: Any, kind: type[AdaLayerNormZero] | type[AdaLayerNormZeroSingle]
-) -> bool:
-    return (
-        is_untouched(norm, kind)
-        and getattr(norm, "emb", None) is None
-        and is_untouched(norm.norm, nn.LayerNorm)
-    )
-
-
-def _is_untouched_attention(attn: Any) -> bool:
-    return (
-        is_untouched(attn, FluxAttention)
-        and type(attn.processor) is FluxAttnProcessor
-        and not attn.fused_projections
+        and is_untouched_attention(block.attn, FluxAttention, FluxAttnProcessor)
     )

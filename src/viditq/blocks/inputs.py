@@ -28,22 +28,22 @@ class Input(Protocol):
 
     @property
     def tokens(self) -> torch.Size:
-        """(B, S)."""
+        """(B, S), or of a video (B, T, S)."""
         ...
 
     def values(self) -> Tensor:
-        """(B, S, K) float."""
+        """(*tokens, K) float."""
         ...
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
-        """Codes (B·S, K) int8, balanced as ``layer`` wants them, and scale fp32: (B·S,), or the
-        layer's static one ()."""
+        """Codes (M, K) int8 for all M tokens, balanced as ``layer`` wants them, and scale fp32:
+        (M,), or the layer's static one ()."""
         ...
 
 
 @dataclass
 class Plain:
-    """``x`` (B, S, K) as it is."""
+    """``x`` (*tokens, K) as it is."""
 
     x: Tensor
 
@@ -60,13 +60,17 @@ class Plain:
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
         bits = layer.plan.activation_format.bits
-        x = self.x.flatten(0, 1)
+        x = self.x.flatten(0, -2)
         return quantize_rows(x, layer.smooth, layer.hadamard, bits, layer.input_scale)
 
 
 @dataclass
 class Modulated(Plain):
-    """``norm(x) · (1 + gain) + shift``, with ``gain`` and ``shift`` (B, K), (B, S, K) or none."""
+    """``norm(x) · (1 + gain) + shift``.
+
+    ``gain`` and ``shift`` are (B, K), have as many dimensions as ``x`` and are 1 in the last ones
+    of tokens if they are less, or are none.
+    """
 
     norm: nn.LayerNorm
     gain: Tensor | None = None
@@ -83,7 +87,7 @@ class Modulated(Plain):
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
         return norm_quantize(
-            self.x.flatten(0, 1),
+            self.x.flatten(0, -2),
             "layer",
             self.norm.eps,
             weight=self.norm.weight,
@@ -107,7 +111,7 @@ class ModulatedInFp32(Modulated):
 
 @dataclass
 class Gelu(Plain):
-    """``gelu(x)``, with the columns of ``left`` (B, S, L) before it as they are.
+    """``gelu(x)``, with the columns of ``left`` (*tokens, L) before it as they are.
 
     ``approximate`` is torch's, ``none`` or ``tanh``.
     """
@@ -121,21 +125,21 @@ class Gelu(Plain):
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
         return gelu_quantize(
-            self.x.flatten(0, 1),
+            self.x.flatten(0, -2),
             "gelu_tanh" if self.approximate == "tanh" else "gelu",
             smooth=layer.smooth,
             hadamard=layer.hadamard,
             bits=layer.plan.activation_format.bits,
-            left=None if self.left is None else self.left.flatten(0, 1),
+            left=None if self.left is None else self.left.flatten(0, -2),
             scale=layer.input_scale,
         )
 
 
 def _rows(vectors: Tensor | None) -> Tensor | None:
-    """(B, K) or (B, S, K) -> (B, K) or (B·S, K)."""
-    return vectors if vectors is None or vectors.ndim == 2 else vectors.flatten(0, 1)
+    """(B, K) or (…, K) -> (B, K), as many as there are."""
+    return vectors if vectors is None or vectors.ndim == 2 else vectors.flatten(0, -2)
 
 
 def over_tokens(vectors: Tensor) -> Tensor:
-    """(B, K) -> (B, 1, K), which is added to or multiplied with (B, S, K); that stays as it is."""
+    """(B, K) -> (B, 1, K), which goes with (B, S, K); one of more dimensions stays as it is."""
     return vectors[:, None] if vectors.ndim == 2 else vectors

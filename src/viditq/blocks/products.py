@@ -17,7 +17,16 @@ from viditq.blocks.inputs import Input, over_tokens
 from viditq.blocks.joint import multiply, settle_
 from viditq.nn import QuantLinear
 
-__all__ = ["balancing", "finish", "gains", "is_untouched", "prepare_", "read", "takes_codes"]
+__all__ = [
+    "asks_for_a_gradient",
+    "balancing",
+    "finish",
+    "gains",
+    "is_untouched",
+    "prepare_",
+    "read",
+    "takes_codes",
+]
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -31,6 +40,11 @@ def is_untouched(module: nn.Module, kind: type[T]) -> TypeGuard[T]:
         # Offloading and caching put a wrapped forward on the instance.
         and "forward" not in module.__dict__
     )
+
+
+def asks_for_a_gradient(*tensors: Tensor) -> bool:
+    """Whether any of them does, from a place where gradients are recorded."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def takes_codes(layer: nn.Module) -> TypeGuard[QuantLinear]:
@@ -87,7 +101,7 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
     format their own product.
 
     Returns:
-        (B, S, N_i) for each layer; views of a wider tensor where products are joint.
+        (*tokens, N_i) for each layer; views of a wider tensor where products are joint.
     """
     if len(layers) == 1 and takes_codes(layer := layers[0]):
         return [multiply(*x.codes(layer), [layer], x.dtype).view(*x.tokens, layer.out_features)]
@@ -136,9 +150,12 @@ def prepare_(block: nn.Module, shared_inputs: Sequence[Sequence[str]]) -> None:
 
 
 def finish(x: Input, layer: nn.Module, residual: Tensor, gate: Tensor | None = None) -> Tensor:
-    """``gate · layer(x) + residual``: residual (B, S, N), gate (B, N) or (B, S, N) -> (B, S, N)."""
+    """``gate · layer(x) + residual``, like the residual (*tokens, N).
+
+    The gate is (B, N) or has the dimensions of the residual; those of tokens may end in ones.
+    """
     if takes_codes(layer):
-        rows = residual.flatten(0, 1)
+        rows = residual.flatten(0, -2)
         gates = gate if gate is None or gate.ndim == 2 else gate.flatten(0, -2)
         y = multiply(*x.codes(layer), [layer], x.dtype, gate=gates, residual=rows)
         return y.view(*x.tokens, layer.out_features)

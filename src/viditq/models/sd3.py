@@ -5,9 +5,12 @@ makes no text: it lacks the layers behind the text's attention.
 """
 
 from viditq.models.adapter import Adapter
-from viditq.models.joint_block import IMAGE_OUT, JOINT_QKV, SHARED_INPUTS, TEXT_OUT, feed_forwards
+from viditq.models.joint_block import IMAGE_OUT, JOINT_QKV, TEXT_OUT, feed_forwards
+from viditq.models.joint_block import SHARED_INPUTS as OF_BOTH_STREAMS
 
-__all__ = ["SD3"]
+__all__ = ["SD3", "SHARED_INPUTS"]
+
+SHARED_INPUTS = (*OF_BOTH_STREAMS, ("attn2.to_q", "attn2.to_k", "attn2.to_v"))
 
 SD3 = Adapter(
     name="sd3",
@@ -25,5 +28,5 @@ SD3 = Adapter(
             **feed_forwards(),
         }
     },
-    shared_inputs=(*SHARED_INPUTS, ("attn2.to_q", "attn2.to_k", "attn2.to_v")),
+    shared_inputs=SHARED_INPUTS,
 )

@@ -201,13 +201,17 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, angles: Tensor | None = None) -> Tensor:
         """(B, S, C) in and out; ``angles`` (S, D/2) turn queries and keys by their position."""
-        qkv = self.to_qkv(hidden_states).unflatten(2, (3, self.heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, H, S, D) each
+        return self.to_out(self.attended(self.to_qkv(hidden_states), angles))
+
+    def attended(self, qkv: Tensor, angles: Tensor | None = None) -> Tensor:
+        """What the last layer reads, (B, S, C), for what the first makes, (B, S, 3C)."""
+        heads = qkv.unflatten(2, (3, self.heads, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # (B, H, S, D) each
         query, key = self.norm_q(query), self.norm_k(key)
         if angles is not None:
             query, key = rotated(query, angles), rotated(key, angles)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return self.to_out(attended.transpose(1, 2).flatten(2))
+        return attended.transpose(1, 2).flatten(2)
 
 
 class CrossAttention(nn.Module):
@@ -224,13 +228,18 @@ class CrossAttention(nn.Module):
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """(B, S, C) tokens, (B, L, C) caption and (B, L) bool mask to (B, S, C)."""
-        query = self.to_q(hidden_states).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        kv = self.to_kv(encoder_hidden_states).unflatten(2, (2, self.heads, -1))
-        key, value = kv.permute(2, 0, 3, 1, 4)
+        query, kv = self.to_q(hidden_states), self.to_kv(encoder_hidden_states)
+        return self.to_out(self.attended(query, kv, mask))
+
+    def attended(self, query: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the last layer reads, (B, S, C), for queries (B, S, C) and keys and values
+        (B, L, 2C)."""
+        query = query.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        key, value = kv.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=None if mask is None else mask[:, None, None]
         )
-        return self.to_out(attended.transpose(1, 2).flatten(2))
+        return attended.transpose(1, 2).flatten(2)
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

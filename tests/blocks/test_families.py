@@ -1,0 +1,393 @@
+"""Fused blocks of every family compute what their layers would, in a model as it calls them.
+
+What only one class of blocks has is tested in a file of its own.
+"""
+
+import copy
+import pickle
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+import tiny_transformers
+from tiny_transformers import COGVIDEOX, Case
+from viditq.bench.random_models import quantize_random_
+from viditq.blocks import fuse_, unfuse_
+from viditq.models import adapter_for
+from viditq.nn import FP32_TENSORS, QuantLinear
+from viditq.plan import LayerPlan
+
+PLANS = {
+    "w8a8": LayerPlan(smooth=0.5, hadamard=16),
+    "w8a8-unbalanced": LayerPlan(),
+    "w4a8": LayerPlan(weight="int4", smooth=0.5, hadamard=16),
+}
+
+
+def turns(tokens: int, width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (S, D), each number twice."""
+    angles = (6 * torch.rand(tokens, width // 2)).repeat_interleave(2, -1)
+    return angles.cos(), angles.sin()
+
+
+CASES = {
+    **tiny_transformers.CASES,
+    "cogvideox, 5b": Case(
+        lambda: diffusers.CogVideoXTransformer3DModel(
+            **COGVIDEOX, use_rotary_positional_embeddings=True
+        ),
+        set(),
+        (2, 3, 4, 6, 10),
+        lambda: {"image_rotary_emb": turns(3 * 3 * 5)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of the tiny transformers.
+
+    Attributes:
+        blocks: how many of each class have a twin.
+        ops: for each class of blocks, how often viditq's ops run in the first such block when it is
+            fused: ``norm_quantize``, ``quantize_rows``, ``gelu_quantize`` and products.
+        passed_by: names in such a block of modules that the fused forward does not call.
+    """
+
+    blocks: dict[str, int]
+    ops: dict[str, tuple[int, int, int, int]]
+    passed_by: dict[str, tuple[str, ...]]
+
+
+OPS = ("norm_quantize", "quantize_rows", "gelu_quantize", "int8_linear")
+SELF = ("norm1", "norm2", "attn1", "ff", "ff.net.0", "ff.net.1")
+JOINT = tuple(f"{name}{stream}" for name in ("norm1", "norm2", "ff") for stream in ("", "_context"))
+JOINT = (*JOINT, "norm1_context.norm", "attn", "attn.to_out.1", "ff.net.0", "ff_context.net.1")
+IN_BLOCK = (*SELF, "attn2")
+
+FAMILIES = {
+    "stdit": Family(
+        {"STDiTBlock": 2},
+        {"STDiTBlock": (2, 6, 1, 9)},
+        {"STDiTBlock": (*IN_BLOCK, "temporal_attn")},
+    ),
+    "stdit3": Family(
+        {"STDiT3Block": 22},
+        {"STDiT3Block": (2, 4, 1, 7)},
+        {"STDiT3Block": IN_BLOCK},
+    ),
+    "cogvideox": Family(
+        {"CogVideoXBlock": 2},
+        {"CogVideoXBlock": (4, 1, 1, 6)},
+        {"CogVideoXBlock": (*SELF, "norm1.norm", "attn1.to_out.1", "ff.net.3")},
+    ),
+    "cogvideox, 5b": Family(
+        {"CogVideoXBlock": 2}, {"CogVideoXBlock": (4, 1, 1, 6)}, {"CogVideoXBlock": ()}
+    ),
+    "sd3": Family(
+        {"JointTransformerBlock": 3},
+        {"JointTransformerBlock": (4, 2, 2, 8)},
+        {"JointTransformerBlock": JOINT},
+    ),
+    "sd3, 3.5-medium": Family(
+        {"JointTransformerBlock": 3},
+        {"JointTransformerBlock": (5, 3, 2, 10)},
+        {"JointTransformerBlock": ("attn2", "norm1", "norm1.norm", "attn2.to_out.1")},
+    ),
+}
+CLASSES = [(name, kind) for name, family in FAMILIES.items() for kind in family.ops]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def make(name: str, plan: LayerPlan = PLANS["w8a8"]) -> nn.Module:
+    """Norms do something, and gates let all of a block through."""
+    model = CASES[name].model()
+    for module, parameter in ((m, p) for m in model.modules() for p in m.named_parameters("", 0)):
+        own, value = parameter
+        if "Norm" in type(module).__name__ and value.ndim == 1:
+            value.data = torch.rand(value.shape) + 0.5 if own == "weight" else value.data
+        elif own == "bias":
+            value.data = torch.randn(value.shape) / 4
+    amax = dict.fromkeys(adapter_for(model).layers(model), torch.tensor(4.0))
+    return quantize_random_(model, plan, amax).requires_grad_(False)
+
+
+def denoise(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs)[0].float()
+
+
+def in_bf16(model: nn.Module, inputs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """As a checkpoint is loaded in bf16: scales stay fp32."""
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] not in FP32_TENSORS and parameter.is_floating_point():
+            parameter.data = parameter.data.bfloat16()
+    return model, {name: rounded(value) for name, value in inputs.items()}
+
+
+def rounded(value: Any) -> Any:
+    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.bfloat16() if floats else value
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+class TestModel:
+    @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+    def test_fused_is_drop_in_but_for_a_few_codes(self, name, plan):
+        """Some code may flip, which is 1/127 of a row in one of 32 channels."""
+        model, inputs = make(name, plan), CASES[name].inputs()
+        expected = denoise(model, inputs)
+        blocks = sum(FAMILIES[name].blocks.values())
+        assert fuse_(model) == blocks
+        assert distance(denoise(model, inputs), expected) <= 1e-3
+        assert unfuse_(model) == blocks
+        assert torch.equal(denoise(model, inputs), expected)
+
+    @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+    def test_in_bf16_it_is_no_farther_from_fp32_than_drop_in(self, name, plan):
+        exact = denoise(*float_again(name, plan))
+        model, inputs = in_bf16(make(name, plan), CASES[name].inputs())
+        drop_in = distance(denoise(model, inputs), exact)
+        fuse_(model)
+        assert distance(denoise(model, inputs), exact) <= 1.1 * drop_in
+
+
+def float_again(name: str, plan: LayerPlan) -> tuple[nn.Module, dict[str, Any]]:
+    """Rounded to bf16 and computed in fp32."""
+    model, inputs = in_bf16(make(name, plan), CASES[name].inputs())
+    widened = {
+        key: value.float() if getattr(value, "dtype", None) == torch.bfloat16 else value
+        for key, value in inputs.items()
+    }
+    return model.float(), widened
+
+
+@dataclass
+class Call:
+    """A block of a model and the arguments that the model calls it with."""
+
+    block: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, block: nn.Module | None = None) -> torch.Tensor:
+        """All that comes out, (B, …, C), end to end."""
+        with torch.no_grad():
+            y = (self.block if block is None else block)(*self.args, **self.kwargs)
+        return end_to_end(y)
+
+
+def end_to_end(y: Any) -> torch.Tensor:
+    parts = y if isinstance(y, tuple) else (y,)
+    return torch.cat([part.flatten(1, -2) for part in parts if part is not None], 1)
+
+
+def calls(name: str, kind: str, plan: LayerPlan = PLANS["w8a8"]) -> list[Call]:
+    """One of every block of the class ``kind``."""
+    model, found = make(name, plan), []
+
+    def keep(module, args, kwargs):
+        found.append(Call(module, args, kwargs))
+
+    blocks = [module for module in model.modules() if type(module).__name__ == kind]
+    handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
+    denoise(model, CASES[name].inputs())
+    for handle in handles:
+        handle.remove()
+    assert len(found) == FAMILIES[name].blocks[kind]
+    return found
+
+
+def counts(ops: tuple[int, ...]) -> Counter:
+    return Counter(dict(zip(OPS, ops, strict=True)))
+
+
+@pytest.fixture(params=CLASSES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request):
+    return request.param
+
+
+class TestBlock:
+    @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+    def test_computes_what_its_layers_would(self, case, plan):
+        """But for a code that flips in one token."""
+        for call in calls(*case, plan)[:4]:
+            expected = call.run()
+            assert fuse_(call.block) == 1
+            y = call.run()
+            assert y.shape == expected.shape
+            assert distance(y, expected) <= 1e-3
+            assert ((y - expected).abs().amax(-1) > 1e-5 * expected.abs().amax()).sum() <= 1
+
+    def test_ops(self, case, count_ops):
+        """Counted, so that a block that silently falls back fails."""
+        name, kind = case
+        call = calls(name, kind)[0]
+        layers = sum(isinstance(module, QuantLinear) for module in call.block.modules())
+        before = Counter(count_ops(call.run))
+        assert before == counts((0, layers, 0, layers))
+        fuse_(call.block)
+        assert Counter(count_ops(call.run)) == counts(FAMILIES[name].ops[kind])
+
+    @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+    def test_layers_that_are_called_as_modules_get_what_they_would(self, case, half):
+        """With a hook on each of them nothing is left of fusing, and nothing rounds otherwise."""
+        for call in calls(*case)[:4]:
+            if half:
+                in_bf16(call.block, {})
+                call.args = tuple(map(rounded, call.args))
+                call.kwargs = {key: rounded(value) for key, value in call.kwargs.items()}
+            seen = watched(call.block)
+            expected, before = call.run(), dict(seen)
+            fuse_(call.block)
+            assert torch.equal(call.run(), expected)
+            assert all(torch.equal(seen[layer], x) for layer, x in before.items())
+
+    def test_something_on_one_layer(self, case, count_ops):
+        """That layer is called as a module, as PEFT's for a LoRA is; the others stay fused."""
+        call = calls(*case)[0]
+        names = [n for n, m in call.block.named_modules() if isinstance(m, QuantLinear)]
+        for layer in names:
+            expected, fused = copy.deepcopy(call.block), copy.deepcopy(call.block)
+            fuse_(fused)
+            before = call.run(fused)
+            for block in (expected, fused):
+                block.set_submodule(layer, Wrapper(block.get_submodule(layer)))
+            y = call.run(fused)
+            assert distance(y, call.run(expected)) <= 1e-4, layer
+            assert distance(y, before) > 1e-4, layer
+            ops = count_ops(lambda block=fused: call.run(block))
+            assert "norm_quantize" in ops or "gelu_quantize" in ops, layer
+            fused.set_submodule(layer, fused.get_submodule(layer).base_layer)
+            assert torch.equal(call.run(fused), before)
+
+    def test_a_float_layer(self, case):
+        call = calls(*case)[0]
+        for layer in [n for n, m in call.block.named_modules() if isinstance(m, QuantLinear)]:
+            block = copy.deepcopy(call.block)
+            old = block.get_submodule(layer)
+            torch.manual_seed(3)
+            new = nn.Linear(old.in_features, old.out_features, bias=old.bias is not None)
+            block.set_submodule(layer, new)
+            expected = call.run(block)
+            assert fuse_(block) == 1
+            assert distance(call.run(block), expected) <= 1e-4, layer
+
+    def test_static_activations(self, case):
+        call = calls(*case, LayerPlan(granularity="tensor"))[0]
+        expected = call.run()
+        assert fuse_(call.block) == 1
+        assert distance(call.run(), expected) <= 1e-3
+
+
+def watched(block: nn.Module) -> dict[str, torch.Tensor]:
+    """What every quantized layer of ``block`` reads, as it comes to be called as a module."""
+    seen = {}
+
+    def watch(name):
+        return lambda module, args: seen.__setitem__(name, args[0])
+
+    for name, module in block.named_modules():
+        if isinstance(module, QuantLinear):
+            module.register_forward_pre_hook(watch(name))
+    return seen
+
+
+class Wrapper(nn.Module):
+    """As PEFT wraps a layer for a LoRA."""
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer
+        torch.manual_seed(3)
+        self.lora = nn.Linear(base_layer.in_features, base_layer.out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.lora(x)
+
+
+class TestDeclined:
+    """The block as a whole takes its original forward: bit by bit."""
+
+    def test_hook_on_a_submodule_that_is_passed_by(self, case, count_ops):
+        name, kind = case
+        call = calls(name, kind)[0]
+        drop_in = count_ops(call.run)
+        for passed_by in FAMILIES[name].passed_by[kind]:
+            expected, fused = copy.deepcopy(call.block), copy.deepcopy(call.block)
+            fuse_(fused)
+            for block in (expected, fused):
+                block.get_submodule(passed_by).register_forward_hook(twice)
+            assert torch.equal(call.run(fused), call.run(expected)), passed_by
+            assert count_ops(lambda block=fused: call.run(block)) == drop_in, passed_by
+
+    def test_gradient(self, case):
+        """Integer products have none; the original forward passes it along the residual."""
+        call = calls(*case)[0]
+        fuse_(call.block)
+        tensors = [*call.args, *call.kwargs.values()]
+        x = next(tensor for tensor in tensors if isinstance(tensor, torch.Tensor))
+        x.requires_grad_()
+        y = end_to_end(call.block(*call.args, **call.kwargs))
+        with pytest.warns(UserWarning, match="autograd kernel was not registered"):
+            y.sum().backward()
+        assert x.grad.abs().min() > 0
+
+    def test_what_is_not_fused_at_all(self, case):
+        block = calls(*case)[0].block
+        block.forward = lambda **arguments: None  # wraps the original one already
+        assert fuse_(block) == 0
+
+    def test_active_dropout(self, case):
+        call = calls(*case)[0]
+        fuse_(call.block)
+        for module in call.block.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 1.0
+        asleep = call.run()
+        call.block.train()
+        assert distance(call.run(), asleep) > 1e-3
+
+
+def twice(module, args, y):
+    return tuple(2 * each for each in y) if isinstance(y, tuple) else 2 * y
+
+
+class TestStaysAModule:
+    def test_class_name_and_state(self, case):
+        call = calls(*case)[0]
+        original, before = type(call.block), call.block.state_dict()
+        assert (fuse_(call.block), fuse_(call.block)) == (1, 0)
+        assert isinstance(call.block, original)
+        assert type(call.block).__name__ == original.__name__
+        assert repr(call.block).startswith(f"Fused{original.__name__}(")
+        call.run()
+        after = call.block.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))])
+    def test_copies_are_fused(self, case, count_ops, duplicate):
+        name, kind = case
+        call = calls(name, kind)[0]
+        fuse_(call.block)
+        expected, twin = call.run(), duplicate(call.block)
+        assert torch.equal(call.run(twin), expected)
+        assert Counter(count_ops(lambda: call.run(twin))) == counts(FAMILIES[name].ops[kind])
+
+    @pytest.mark.parametrize("plan", [PLANS["w8a8"], PLANS["w4a8"]], ids=["w8a8", "w4a8"])
+    def test_compiles_into_one_graph(self, case, plan):
+        call = calls(*case, plan)[-1]
+        fuse_(call.block)
+        expected = call.run()
+        torch._dynamo.reset()
+        compiled = torch.compile(call.block, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(call.run(compiled), expected)
