@@ -71,6 +71,11 @@ JOINT = (*JOINT, "norm1_context.norm", "attn", "attn.to_out.1", "ff.net.0", "ff_
 IN_BLOCK = (*SELF, "attn2")
 
 FAMILIES = {
+    "latte-class": Family(
+        {"LatteClassBlock": 6},
+        {"LatteClassBlock": (2, 1, 1, 4)},
+        {"LatteClassBlock": SELF},
+    ),
     "stdit": Family(
         {"STDiTBlock": 2},
         {"STDiTBlock": (2, 6, 1, 9)},

@@ -62,7 +62,8 @@ def _twins() -> dict[type, Any]:
         transformer_wan,
     )
 
-    from viditq.blocks import basic, cogvideox, flux, sd3, stdit, wan
+    from viditq.blocks import basic, cogvideox, flux, latte_class, sd3, stdit, wan
+    from viditq.models import latte_class as latte
     from viditq.models import stdit as open_sora
     from viditq.models import stdit3 as open_sora_3
 
@@ -72,6 +73,7 @@ def _twins() -> dict[type, Any]:
         cogvideox_transformer_3d.CogVideoXBlock: cogvideox.CogVideoXBlock,
         transformer_flux.FluxTransformerBlock: flux.FluxTransformerBlock,
         transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
+        latte.LatteClassBlock: latte_class.LatteClassBlock,
         open_sora.STDiTBlock: stdit.STDiTBlock,
         open_sora_3.STDiT3Block: stdit.STDiT3Block,
         transformer_wan.WanTransformerBlock: wan.WanTransformerBlock,
