@@ -136,7 +136,7 @@ CASES = {
     ),
     "latte": Case(lambda: tiny.latte(layers=2).transformer, PIXART_FLOAT, (2, 4, 2, 8, 8)),
     "latte-class": Case(
-        lambda: tiny.latte_class(layers=11),
+        lambda: tiny.latte_class(layers=3),
         {"time_embedding", "modulation", "proj_out"},
         (2, 4, 2, 8, 8),
         lambda: {"class_labels": torch.tensor([1, 3])},  # the last is none
