@@ -10,6 +10,7 @@ from torch import nn
 import tiny
 from viditq import capture_, release_
 from viditq.errors import InputError
+from viditq.graphs import is_captured
 
 
 class Twice(nn.Module):
@@ -40,6 +41,7 @@ def test_on_a_cpu_nothing_changes(module):
         assert torch.equal(module(x)["sample"], expected)
         assert torch.equal(module(x, scale=2.0, return_dict=False)[0], module.linear(x) * 2.0)
     assert module.calls == 3
+    assert not is_captured(module)
     release_(module)
     release_(module)
     assert "forward" not in vars(module)
@@ -77,6 +79,7 @@ class TestOnCuda:
                     y = module(x, scale=scale)["sample"]
                     torch.testing.assert_close(y, module.linear(x) * scale)
             assert module.calls == 4 * 3  # two to warm up, one recorded
+        assert is_captured(module)
         with torch.inference_mode():
             module(torch.randn(2, 4, device="cuda"), scale=1.0)
         assert module.calls == 4 * 3

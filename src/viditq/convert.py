@@ -5,7 +5,7 @@ makes the balance that all readers of that input share, rounds ``(W · s) H`` on
 :class:`~viditq.nn.QuantLinear` in the layer's place. Nothing outside the planned layers is touched.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ __all__ = [
     "output_sqnr_db",
     "quantize_",
     "quantize_readers",
+    "quantized_groups",
 ]
 
 
@@ -66,6 +67,24 @@ def quantize_(
         CalibrationError: the statistics are of another model.
         PipelineError: a weight holds NaN or inf.
     """
+    diagnostics: dict[str, LayerDiagnostics] = {}
+    for readers in quantized_groups(model, plan, stats, gradients, track=track):
+        for name, (quantized, own) in readers.items():
+            model.set_submodule(name, quantized)
+            diagnostics[name] = own
+    return diagnostics
+
+
+def quantized_groups(
+    model: nn.Module,
+    plan: Plan,
+    stats: Mapping[str, LayerStats],
+    gradients: Mapping[str, Tensor] | None = None,
+    *,
+    track: Track = quiet,
+    what: str = "quantize",
+) -> Iterator[dict[str, tuple[QuantLinear, LayerDiagnostics]]]:
+    """The quantized layers of each input, by name; see :func:`quantize_`. ``model`` stays."""
     infos = planned_layers(model, plan)
     check_finite(model)
     two_sided = {n for n, layer in plan.layers.items() if layer.rounding == "two_sided"}
@@ -77,8 +96,7 @@ def quantize_(
     groups = group_layers(infos.values())
     for group in groups.values():
         _check_agreement([plan.layers[info.name] for info in group], group[0].name)
-    diagnostics: dict[str, LayerDiagnostics] = {}
-    for name, group in track(groups.items(), "quantize", len(groups)):
+    for name, group in track(groups.items(), what, len(groups)):
         linears = [linear_named(model, info.name) for info in group]
         layer_stats = stats_of(stats, name, group[0].in_features).to(linears[0].weight.device)
         plans = [plan.layers[info.name] for info in group]
@@ -90,8 +108,9 @@ def quantize_(
         if gradients is not None:
             own = [_on(gradients.get(info.name), device) for info in group]
         readers = quantize_readers(linears, plans, balance, layer_stats, own)
+        found: dict[str, tuple[QuantLinear, LayerDiagnostics]] = {}
         for info, linear, quantized in zip(group, linears, readers, strict=True):
-            diagnostics[info.name] = LayerDiagnostics(
+            diagnostics = LayerDiagnostics(
                 role=info.role,
                 weight_format=quantized.plan.weight,
                 activation_format=quantized.plan.activation,
@@ -102,8 +121,8 @@ def quantize_(
                 sqnr_db=output_sqnr_db(linear, quantized, layer_stats.rows),
                 **inputs,
             )
-            model.set_submodule(info.name, quantized)
-    return diagnostics
+            found[info.name] = quantized, diagnostics
+        yield found
 
 
 @torch.no_grad()

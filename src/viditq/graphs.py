@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from viditq.errors import InputError
 
-__all__ = ["capture_", "release_"]
+__all__ = ["capture_", "is_captured", "release_"]
 
 _LOG = logging.getLogger("viditq")
 
@@ -55,6 +55,12 @@ def release_(module: nn.Module) -> None:
     """Let ``module`` run as before :func:`capture_`, and give back what its graphs keep."""
     if isinstance(module.__dict__.get("forward"), _Graphed):
         del module.forward
+
+
+def is_captured(module: nn.Module) -> bool:
+    """Whether ``module`` has a CUDA graph of some call, and replays it."""
+    own = module.__dict__.get("forward")
+    return isinstance(own, _Graphed) and any(own.graphs.values())
 
 
 class _Graphed:

@@ -7,7 +7,7 @@ for: the statistics of a large model never sit in memory at once.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
@@ -118,6 +118,11 @@ class _Folder(Mapping[str, Entry]):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
         part.replace(self.folder / file)
 
+    def discard(self, names: Iterable[str]) -> None:
+        """Remove the entries of these layers."""
+        for name in names:
+            (self.folder / self._files[name]).unlink(missing_ok=True)
+
     def _read(self, name: str) -> dict[str, Tensor]:
         file = self.folder / self._files[name]
         try:
@@ -163,9 +168,21 @@ class GradientStats(_Folder[Tensor]):
 
     INDEX = "gradients.json"
 
+    LEVELS: ClassVar[str] = "levels.safetensors"
+
     def write(self, file: str, moment: Tensor) -> None:
         """Write one entry; it appears whole or not at all."""
         self._write(file, {"second_moment": moment})
+
+    @property
+    def levels(self) -> Tensor | None:
+        """(calls,) fp32, what the moments of each call were divided by; None before the first."""
+        file = self.folder / self.LEVELS
+        return load_file(file)["levels"] if file.exists() else None
+
+    def write_levels(self, levels: Tensor) -> None:
+        """Keep the levels for layers that are observed later."""
+        self._write(self.LEVELS, {"levels": levels})
 
     def __getitem__(self, name: str) -> Tensor:
         try:

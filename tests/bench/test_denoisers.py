@@ -111,6 +111,22 @@ def test_a_model_without_fused_blocks_has_a_reason(monkeypatch):
     assert row.skipped == "no block of PixArtTransformer2DModel has a fused form"
 
 
+def test_auto_is_what_can_be():
+    """On the CPU no graph; PixArt's blocks have a fused form, CogVideoX's may have none."""
+    for model in ("small-pixart", "small-cogvideox"):
+        rows = {row.op: row for row in run("denoisers", model, ("bf16-auto", "w8a8-auto"))}
+        for row in rows.values():
+            assert row.timing is not None, row.skipped
+            assert row.graph is False
+        assert rows["bf16-auto"].fused_blocks == 0
+        assert rows["w8a8-auto"].fused_blocks in ((2,) if model == "small-pixart" else (0, 2))
+
+
+def test_no_graph_has_a_reason():
+    [row] = run("denoisers", "small-pixart", ["w8a8-fused-graph"])
+    assert row.skipped == "cannot be captured as a CUDA graph"
+
+
 def test_a_wrong_layer_has_no_speed(monkeypatch):
     right = QuantLinear.forward
     monkeypatch.setattr(QuantLinear, "forward", lambda self, x: 2 * right(self, x))
@@ -150,8 +166,15 @@ def test_unknown_names():
 
 
 def test_peers_only_when_asked_for():
-    assert not any(variant.peer for variant in variants_named((), torchao=False))
-    assert variants_named((), torchao=True) == list(VARIANTS.values())
+    ours = variants_named((), torchao=False)
+    assert not any(variant.peer for variant in ours)
+    peers = [variant for variant in variants_named((), torchao=True) if variant not in ours]
+    assert peers == [variant for variant in VARIANTS.values() if variant.peer]
+
+
+def test_auto_only_when_asked_for():
+    unnamed = {variant.name for variant in variants_named((), torchao=True)}
+    assert VARIANTS.keys() - unnamed == {"bf16-auto", "w8a8-auto", "w4a8-auto"}
 
 
 def test_layers_that_share_an_input_share_their_balance(small):
@@ -194,8 +217,9 @@ def test_what_diffusers_keeps_in_fp32_is_fp32():
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["blocks", "denoisers"])
 def test_on_a_gpu(kind):
-    variants = [*EAGER, "bf16-compiled", "w8a8-compiled"]
+    variants = [*EAGER, "bf16-compiled", "w8a8-compiled", "bf16-graph", "w8a8-auto"]
     result = bench_models(kind, "cuda", models=["small-latte"], variants=variants, budget_s=0.1)
     for row in result.rows:
         assert row.timing is not None, (row.op, row.skipped)
         assert row.peak_bytes > 0
+        assert row.graph is row.op.endswith(("graph", "auto"))

@@ -138,6 +138,18 @@ def product_kernels() -> Iterator[Case]:
                 )
         for widths in tiles.HOPPER_WIDTHS:
             yield _hopper_case(widths, fused, name)
+    from viditq.ops.round_columns.triton import ROWS, kernel
+
+    for old in (None, "*fp32"):
+        sizes = dict.fromkeys(("size", "N", "factor_row", "factor_column", "scale_row"), "i32")
+        tensors = dict.fromkeys(("target", "factor", "scale", "codes", "moved"), "*fp32")
+        yield Case(
+            f"round_columns {'gptq' if old is None else 'descend'}",
+            kernel,
+            {**tensors, "old": old, **sizes, "LOW": -7, "HIGH": 7, "BLOCK": 128, "ROWS": ROWS},
+            {"num_warps": 1},
+            at_most={"stack_bytes": 0, "barriers": 0},
+        )
     yield Case(
         "unpack int4",
         unpack_kernel,

@@ -103,7 +103,7 @@ class TestOutput:
         out = pipelines.quantize(floats["image"], tmp_path / "q", **arguments)
         provenance = checkpoint.inspect(out).provenance
         assert provenance.num_prompts == 16
-        prompts = pipelines.calibration_prompts("anything")
+        prompts = pipelines.calibration_prompts(floats["image"])
         assert len(set(prompts)) == len(prompts) == 16
 
 

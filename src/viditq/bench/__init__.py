@@ -7,6 +7,7 @@ from viditq.bench.denoisers import bench_models
 from viditq.bench.doctor import Diagnosis, diagnose
 from viditq.bench.ops import bench_ops
 from viditq.bench.results import BenchResult
+from viditq.bench.support import support_table
 from viditq.bench.tables import TextTable, markdown, tables
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "bench_ops",
     "diagnose",
     "markdown",
+    "support_table",
     "tables",
 ]

@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_map_only
 from viditq.bench.checks import near
 from viditq.bench.models import ModelCase, make_inputs, models_named
 from viditq.bench.random_models import attention_kernels, build, largest_inputs
-from viditq.bench.record import collect, explain, guarded, origin
+from viditq.bench.record import CannotRun, collect, explain, guarded, origin
 from viditq.bench.results import BenchResult, ModelRow, Row
 from viditq.bench.timing import clear_memory, compiling, measure, peak_memory, wall_s
 from viditq.bench.variants import Variant, prepare_, variants_named
-from viditq.graphs import capture_
+from viditq.graphs import capture_, is_captured
 from viditq.ops import fastest_backend, use_backend
 from viditq.pipelines.sources import resolve_device
 from viditq.plan import LayerPlan
@@ -73,8 +73,8 @@ def bench_models(
     Args:
         kind: what to time.
         device: ``cuda`` or ``cpu``.
-        models: names in :data:`~viditq.bench.models.MODELS`; all by default.
-        variants: names in :data:`~viditq.bench.variants.VARIANTS`; all by default.
+        models: names in :data:`~viditq.bench.models.MODELS`; those marked so by default.
+        variants: names in :data:`~viditq.bench.variants.VARIANTS`; by default all but ``auto``.
         torchao: whether the peer's variants are among those by default.
         backend: of :data:`viditq.ops.BACKENDS`, for ours on CUDA; by default the fastest there.
         budget_s: seconds for the repetitions of one measurement.
@@ -147,30 +147,38 @@ class _CaseBench:
         for part in self.parts:
             self._module(model, part).register_forward_pre_hook(note(part), with_kwargs=True)
         call = partial(model, **make_inputs(self.case, self.device, DTYPE))
-        call()
+        made = call()
         plans = dict.fromkeys(variant.plan for variant in variants)
         amax = {
             plan: largest_inputs(model, plan, call)
             for plan in plans
             if plan is not None and plan.granularity == "tensor"
         }
-        outputs = {p: _run(self._module(model, p), arguments[p]) for p in self.parts}
+        outputs = {
+            p: _joined(made) if p == DENOISER else _run(self._module(model, p), arguments[p])
+            for p in self.parts
+        }
         return _Reference(arguments, outputs, amax)
 
     def _variant_rows(self, variant: Variant, reference: _Reference) -> Iterator[ModelRow]:
         try:
             model = self._build()
             amax = None if variant.plan is None else reference.amax.get(variant.plan)
-            size = prepare_(model, variant, tuple(self.case.blocks), amax)
+            prepared = prepare_(model, variant, tuple(self.case.blocks), amax)
         except Exception as error:
             yield from self._skipped(variant, explain(error))
             return
         for part in self.parts:
             row = partial(
-                ModelRow, op=variant.name, model=self.case.name, part=part, weight_bytes=size
+                ModelRow,
+                op=variant.name,
+                model=self.case.name,
+                part=part,
+                weight_bytes=prepared.weight_bytes,
+                fused_blocks=prepared.fused_blocks,
             )
             module = self._module(model, part)
-            if variant.graph:
+            if variant.graph is not False:
                 capture_(module)
             yield guarded(row, partial(self._timed, module, part, variant, reference))
 
@@ -180,21 +188,31 @@ class _CaseBench:
     ) -> dict[str, Any]:
         call = partial(_run, module, reference.arguments[part])
         outputs: list[Tensor] = []
+        seconds: list[float] = []
+
+        def first() -> None:
+            seconds.append(wall_s(lambda: outputs.append(call()), self.device))
+
         with compiling(COMPILE_S) if variant.compiled else nullcontext():
-            first_call_s = wall_s(lambda: outputs.append(call()), self.device)
+            peak_bytes = peak_memory(first, self.device, total=True)
+        graph = is_captured(module)
+        if variant.graph and not graph:
+            raise CannotRun("cannot be captured as a CUDA graph")
         arguments = reference.arguments[part]
         expected = _change(reference.outputs[part], arguments)
         check = near(_change(outputs.pop(), arguments), expected, variant.error)
         kernels: set[str] = set()
-        if not variant.compiled and not variant.graph:
-            with attention_kernels() as kernels:
-                call()
+        # A graph allocates nothing when it is replayed: its first call has the peak.
+        if not graph:
+            with nullcontext(kernels) if variant.compiled else attention_kernels() as kernels:
+                peak_bytes = peak_memory(call, self.device, total=True)
         return {
             "timing": measure(call, self.device, self.budget_s),
             "check": check,
-            "peak_bytes": peak_memory(call, self.device, total=True),
-            "first_call_s": first_call_s,
+            "peak_bytes": peak_bytes,
+            "first_call_s": seconds[0],
             "attention": tuple(sorted(kernels)),
+            "graph": graph,
         }
 
     def _skipped(self, variant: Variant, reason: str) -> Iterator[ModelRow]:
@@ -203,9 +221,13 @@ class _CaseBench:
 
 
 def _run(module: nn.Module, arguments: Arguments) -> Tensor:
-    """The module's output; several tensors end to end."""
+    """The module's output."""
     args, kwargs = arguments
-    output = module(*args, **kwargs)
+    return _joined(module(*args, **kwargs))
+
+
+def _joined(output: Any) -> Tensor:
+    """The tensor that a module gave; several end to end."""
     if isinstance(output, Tensor):
         return output
     return output[0] if len(output) == 1 else torch.cat([t.flatten() for t in output])

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from viditq.balancing import Balance, random_signs, rotation_block
 from viditq.convert import group_layers, linear_named
 from viditq.errors import PipelineError
-from viditq.models import LayerInfo, adapter_for
+from viditq.models import LayerInfo, adapter_for, transformer_class
 from viditq.nn import QuantLinear, empty_like
 from viditq.ops.quantize_rows import balance_rows
 from viditq.plan import LayerPlan
@@ -42,15 +42,14 @@ STD = {"scale_shift_table": 0.5, "bias": 0.1}
 def build(
     transformer: str, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """A transformer of diffusers with random weights, the same at every time on one device.
+    """A transformer with random weights, the same at every time on one device.
 
     Norms are the identity; what diffusers keeps in fp32 (``_keep_in_fp32_modules``) is fp32.
     """
-    import diffusers
     from accelerate import init_empty_weights
 
     with init_empty_weights():
-        model = getattr(diffusers, transformer)(**config)
+        model = transformer_class(transformer)(**config)
     generator = torch.Generator(device).manual_seed(0)
     kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for prefix, module in model.named_modules():

@@ -97,6 +97,8 @@ class ModelRow(Measured):
             for a model without adapter.
         first_call_s: time of the first call, compiling included.
         attention: kernels that ``scaled_dot_product_attention`` took.
+        fused_blocks: how many blocks of the model ran fused.
+        graph: whether a CUDA graph was replayed.
     """
 
     table: Literal["models"] = "models"
@@ -105,6 +107,8 @@ class ModelRow(Measured):
     weight_bytes: int | None = None
     first_call_s: float | None = None
     attention: tuple[str, ...] = ()
+    fused_blocks: int | None = None
+    graph: bool | None = None
 
 
 Row = Annotated[ProductRow | RowOpRow | ModelRow, Field(discriminator="table")]

@@ -7,7 +7,7 @@ from viditq.bench.models import MODELS
 from viditq.bench.products import BF16, FP8, INT4_LINEAR, INT8_LINEAR
 from viditq.bench.results import BenchResult, Measured, ModelRow, ProductRow, RowOpRow, Timing
 
-__all__ = ["TextTable", "markdown", "tables"]
+__all__ = ["NOTHING", "TextTable", "markdown", "number", "origin_line", "speedup", "tables"]
 
 NOTHING = "–"
 
@@ -60,12 +60,13 @@ def markdown(results: Sequence[BenchResult]) -> str:
     parts: list[str] = []
     for result in results:
         parts.append(f"## {result.kind.capitalize()}\n")
-        parts.append(_origin(result) + "\n")
+        parts.append(origin_line(result) + "\n")
         parts += [table.to_markdown() for table in tables(result)]
     return "\n".join(parts)
 
 
-def _origin(result: BenchResult) -> str:
+def origin_line(result: BenchResult) -> str:
+    """What made the numbers of a run."""
     made = result.origin
     chip = made.hardware.get("gpu") or made.hardware.get("cpu", "")
     names = ("torch", "triton", "diffusers", "torchao")
@@ -94,7 +95,7 @@ def _ratios(cases: Mapping[str, Sequence[ProductRow]]) -> TextTable:
     lines: list[tuple[str, ...]] = []
     for case, rows in cases.items():
         timings = {row.op: row.timing for row in rows}
-        speedups = (_speedup(timings.get(theirs), timings.get(ours)) for ours, theirs in pairs)
+        speedups = (speedup(timings.get(theirs), timings.get(ours)) for ours, theirs in pairs)
         lines.append((case, *speedups))
     columns = ("", "int8 vs bf16", "int8 vs fp8", "int4 vs int8")
     return TextTable("Matrix products, speed", columns, tuple(lines))
@@ -111,7 +112,7 @@ def _products(rows: Sequence[ProductRow]) -> TextTable:
                 row.op,
                 *_time(row.timing),
                 _rate(row.tops),
-                _speedup(base, row.timing),
+                speedup(base, row.timing),
                 _mebibytes(row.peak_bytes),
                 row.check or NOTHING,
             )
@@ -164,8 +165,8 @@ def _steps(rows: Sequence[ModelRow]) -> TextTable:
             (
                 row.op,
                 *_time(row.timing),
-                _speedup(eager, row.timing),
-                _speedup(compiled, row.timing),
+                speedup(eager, row.timing),
+                speedup(compiled, row.timing),
                 _mebibytes(row.weight_bytes),
                 _mebibytes(row.peak_bytes),
                 row.check or NOTHING,
@@ -188,18 +189,20 @@ def _notes(rows: Mapping[str, Measured]) -> tuple[str, ...]:
 def _time(timing: Timing | None) -> tuple[str, str]:
     if timing is None:
         return NOTHING, NOTHING
-    return _number(timing.median_ms), f"{_number(timing.p20_ms)}–{_number(timing.p80_ms)}"
+    return number(timing.median_ms), f"{number(timing.p20_ms)}–{number(timing.p80_ms)}"
 
 
 def _rate(tops: float | None) -> str:
     return NOTHING if tops is None else f"{tops:.4g}"
 
 
-def _number(ms: float) -> str:
+def number(ms: float) -> str:
+    """Milliseconds, three or four digits."""
     return f"{ms:.1f}" if ms >= 100 else f"{ms:.3g}"
 
 
-def _speedup(base: Timing | None, timing: Timing | None) -> str:
+def speedup(base: Timing | None, timing: Timing | None) -> str:
+    """How many times as fast as ``base``."""
     if base is None or timing is None:
         return NOTHING
     return f"{base.median_ms / timing.median_ms:.2f}×"

@@ -92,15 +92,18 @@ def _event_times(call: Callable[[], Any], repetitions: int, device: torch.device
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device, *, total: bool) -> int | None:
-    """Most bytes that tensors take during ``call``; without ``total`` beyond those before it."""
-    if device.type != "cuda":
-        return None
-    before = 0 if total else torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    """Most bytes that tensors take during ``call``; without ``total`` beyond those before it.
+
+    None on the CPU, where ``call`` is made all the same.
+    """
+    cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if cuda and not total else 0
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
     with torch.no_grad():
         call()
     _synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    return torch.cuda.max_memory_allocated(device) - before if cuda else None
 
 
 def copy_bandwidth(device: torch.device) -> float:

@@ -14,7 +14,7 @@ from viditq.errors import InputError
 from viditq.nn import QuantLinear
 from viditq.plan import LayerPlan
 
-__all__ = ["VARIANTS", "Variant", "compile_blocks_", "prepare_", "variants_named"]
+__all__ = ["VARIANTS", "Prepared", "Variant", "compile_blocks_", "prepare_", "variants_named"]
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,25 @@ class Variant:
     Attributes:
         name: on the command line and in tables.
         plan: of every block linear; None for floats.
-        fused: blocks run with viditq's fused ops.
+        fused: blocks run with viditq's fused ops; None: those that have a fused form.
         compiled: each repeated block is compiled, once for all that are alike.
-        graph: what is timed replays a CUDA graph.
+        graph: what is timed replays a CUDA graph; None: if it can be captured.
         peer: torchao's kind of quantization.
         error: largest relative error of the output, against bf16.
     """
 
     name: str
     plan: LayerPlan | None = None
-    fused: bool = False
+    fused: bool | None = False
     compiled: bool = False
-    graph: bool = False
+    graph: bool | None = False
     peer: str | None = None
     error: float = 0.1
+
+    @property
+    def by_default(self) -> bool:
+        """Run where no variant is named: ours, and not one of the others in disguise."""
+        return self.peer is None and self.fused is not None
 
 
 _W8A8 = LayerPlan(smooth=0.5, hadamard=128)
@@ -64,6 +69,10 @@ _ALL = (
     Variant("w4a8", _W4A8, error=0.5),
     Variant("w4a8-fused", _W4A8, fused=True, error=0.5),
     Variant("w4a8-fused-graph", _W4A8, fused=True, graph=True, error=0.5),
+    # As far as a model has fused forms and can be captured: for tables of many models.
+    Variant("bf16-auto", fused=None, graph=None),
+    Variant("w8a8-auto", _W8A8, fused=None, graph=None),
+    Variant("w4a8-auto", _W4A8, fused=None, graph=None, error=0.5),
     Variant("torchao-int8-compiled", peer="int8", compiled=True),
     Variant("torchao-fp8-compiled", peer="fp8", compiled=True),
 )
@@ -71,12 +80,26 @@ VARIANTS = {variant.name: variant for variant in _ALL}
 
 
 def variants_named(names: Sequence[str], *, torchao: bool) -> list[Variant]:
-    """The variants called so; when none is named, all, torchao's only if asked for."""
+    """The variants called so; when none is named, all but ``auto``, torchao's if asked for."""
     if unknown := [name for name in names if name not in VARIANTS]:
         raise InputError(f"No variant {unknown[0]!r}; give one of {', '.join(VARIANTS)}.")
     if names:
         return [VARIANTS[name] for name in names]
-    return [variant for variant in _ALL if torchao or variant.peer is None]
+    return [v for v in _ALL if v.by_default or (torchao and v.peer is not None)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a model.
+
+    Attributes:
+        weight_bytes: of the block linears with what quantization added; None without adapter, and
+            for a peer.
+        fused_blocks: how many blocks run fused.
+    """
+
+    weight_bytes: int | None
+    fused_blocks: int
 
 
 def prepare_(
@@ -84,7 +107,7 @@ def prepare_(
     variant: Variant,
     lists: Sequence[str],
     amax: Mapping[str, Tensor] | None,
-) -> int | None:
+) -> Prepared:
     """Turn a float model into the variant, in place.
 
     Args:
@@ -92,9 +115,6 @@ def prepare_(
         variant: what to make of it.
         lists: names of its lists of repeated blocks.
         amax: () largest magnitude of each layer's balanced input, for static scales.
-
-    Returns:
-        Bytes of the block linears' weights with what quantization added; None without adapter.
 
     Raises:
         CannotRun: something that the variant needs is not here.
@@ -106,14 +126,15 @@ def prepare_(
             raise CannotRun(f"no adapter for {type(model).__name__}")
         quantize_random_(model, variant.plan, amax)
         size = sum(m.size_bytes for m in model.modules() if isinstance(m, QuantLinear))
-    if variant.fused and not fuse_(model):
+    fused = 0 if variant.fused is False else fuse_(model)
+    if variant.fused and not fused:
         raise CannotRun(f"no block of {type(model).__name__} has a fused form")
     if variant.peer is not None:
         size = None
         _quantize_peer_(model, variant.peer, lists)
     if variant.compiled:
         compile_blocks_(model, lists)
-    return size
+    return Prepared(size, fused)
 
 
 def compile_blocks_(model: nn.Module, lists: Sequence[str]) -> None:

@@ -7,13 +7,14 @@ weighs errors with, and planning. A call counts relative to the gradient at the 
 first: late steps, at which the network's output is steeper by an order of magnitude, would decide
 alone otherwise. Layers keep their proportions to each other.
 
-Moments are taken in batches that fit into memory, each one pass over the set, forward and backward
-with checkpointed activations; finished layers are on disk at once. Only what the sampler uses of
+Moments are taken in batches that fit into memory, each one pass over the set, forward and backward;
+finished layers are on disk at once. Of a large model activations are computed again instead of
+kept, and a few prompts do: it has thousands of tokens in a call. Only what the sampler uses of
 the output counts: of a model that predicts a variance too, the first half.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from viditq.calibration.large import gram, halved_if_large, is_large
 from viditq.calibration.observe import check_recorded_from, file_of, in_batches
 from viditq.calibration.recorded import CalibrationSet, move
 from viditq.models import LayerInfo, adapter_for
@@ -29,8 +31,8 @@ from viditq.stats import GradientStats
 
 __all__ = ["observe_gradients"]
 
-LARGE = 1 << 28
-"""Parameters above which activations are computed again in the backward pass."""
+FEW = 4
+"""Prompts of a large model whose calls are differentiated."""
 
 
 def observe_gradients(
@@ -38,15 +40,17 @@ def observe_gradients(
     recorded: CalibrationSet,
     folder: str | Path,
     *,
+    layers: Collection[str] | None = None,
     memory_bytes: int = 4 << 30,
     track: Track = quiet,
 ) -> GradientStats:
-    """Collect the second moment of the gradient at the output of every linear layer of a block.
+    """Collect the second moment of the gradient at the outputs of the linear layers of blocks.
 
     Args:
         model: the float transformer that the calls were recorded from.
         recorded: its calibration set.
         folder: where the moments go.
+        layers: names of those that are wanted now; all by default.
         memory_bytes: bound on the moments held at once; a single one may exceed it.
         track: shows progress.
 
@@ -62,51 +66,77 @@ def observe_gradients(
         steps=recorded.info.steps,
         layers={name: file_of(name) for name in infos},
     )
-    missing = stats.missing
-    waiting = [info for name, info in infos.items() if file_of(name) in missing]
-    passes = in_batches(waiting, lambda info: 4 * info.out_features**2, memory_bytes)
+    missing, wanted = stats.missing, infos if layers is None else layers
+    waiting = [info for info in infos.values() if info.name in wanted]
+    waiting = [info for info in waiting if file_of(info.name) in missing]
+    passes = in_batches(waiting, output_bytes, memory_bytes)
     for number, batch in enumerate(passes):
         what = "gradients" if len(passes) == 1 else f"gradients {number + 1}/{len(passes)}"
-        with _frozen(model):
-            moments = _moments(model, recorded, batch, track, what)
+        with _frozen(model), halved_if_large(model):
+            moments, levels = _moments(model, recorded, batch, stats.levels, track, what)
+        stats.write_levels(levels)
         for name, moment in moments.items():
             stats.write(file_of(name), moment)
     return stats
 
 
+def output_bytes(info: LayerInfo) -> int:
+    """Size of the moment at the output of ``info``."""
+    return 4 * info.out_features**2
+
+
 def _moments(
-    model: nn.Module, recorded: CalibrationSet, infos: list[LayerInfo], track: Track, what: str
-) -> dict[str, Tensor]:
-    """One pass over the calibration set."""
+    model: nn.Module,
+    recorded: CalibrationSet,
+    infos: list[LayerInfo],
+    levels: Tensor | None,
+    track: Track,
+    what: str,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One pass over the calibration set; ``levels`` (calls,) are those an earlier pass found."""
     parameter = next(model.parameters())
     level = _Level()
     gatherers = {info.name: _Gatherer(info.out_features, level, parameter.device) for info in infos}
     # Whichever layers are gathered in this pass, the level is that of all; it hears of each first.
-    everywhere = dict.fromkeys(adapter_for(model).layers(model), level)
+    # Once the levels are known, nothing before the first of ``infos`` is differentiated.
+    listening = [] if levels is not None else adapter_for(model).layers(model)
+    everywhere = dict.fromkeys(listening, level)
     handles = [
         model.get_submodule(name).register_forward_hook(_forward_hook(watcher.add))
         for name, watcher in (*everywhere.items(), *gatherers.items())
     ]
     generator = torch.Generator().manual_seed(0)
+    prompts, found = _prompts(model, recorded), []
+    total = len(prompts) * len(recorded.info.steps)
     try:
-        for call in track(recorded, what, len(recorded)):
-            level.value = None
+        for number, call in enumerate(track(recorded.calls(prompts), what, total)):
+            level.value = None if levels is None else levels[number].to(parameter.device)
             output = _used(model, model(**move(call.arguments, parameter.device))[0])
             direction = torch.randn(output.shape, generator=generator)
             output.backward(direction.to(output.device, output.dtype))
+            assert level.value is not None
+            found.append(level.value)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: gatherer.moment() for name, gatherer in gatherers.items()}
+    moments = {name: gatherer.moment() for name, gatherer in gatherers.items()}
+    return moments, torch.stack(found).cpu()
+
+
+def _prompts(model: nn.Module, recorded: CalibrationSet) -> Sequence[int]:
+    """Whose calls are differentiated: all, or a few spread evenly."""
+    prompts = len(recorded.info.prompts)
+    if not is_large(model) or prompts <= FEW:
+        return range(prompts)
+    return [number * prompts // FEW for number in range(FEW)]
 
 
 @contextmanager
 def _frozen(model: Any) -> Iterator[None]:
     """Without gradients of parameters; a large model keeps only its blocks' inputs, if it can."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    size = sum(parameter.numel() for parameter in model.parameters())
     able = getattr(model, "_supports_gradient_checkpointing", False)
-    checkpointing = able and size > LARGE and not model.is_gradient_checkpointing
+    checkpointing = able and is_large(model) and not model.is_gradient_checkpointing
     for parameter in trained:
         parameter.requires_grad_(False)
     if checkpointing:
@@ -157,10 +187,10 @@ class _Gatherer:
         self._calls = 0
 
     def add(self, gradient: Tensor) -> None:
-        rows = gradient.reshape(-1, self._sum.shape[0]).float()
         level = self._level.value
         assert level is not None
-        self._sum += torch.where(level > 0, rows.T @ rows / level, 0.0)
+        moment = gram(gradient.reshape(-1, self._sum.shape[0]))
+        self._sum += torch.where(level > 0, moment / level, 0.0)
         self._calls += 1
 
     def moment(self) -> Tensor:

@@ -1,19 +1,23 @@
 """From recorded calls to statistics: run the float transformer and watch the layer inputs.
 
 Each layer input that several layers share is watched once; of padded inputs (captions), only the
-valid tokens count. The second moments of a large model do
-not fit into memory together, so inputs are taken in batches that do, each batch one pass over the
-calibration set; finished inputs are on disk at once and an interrupted run goes on with the rest.
+valid tokens count. The second moments of a large model do not fit into memory together, so inputs
+are taken in batches that do, each batch one pass over the calibration set, and a pass ends a call
+when it has seen what it came for; finished inputs are on disk at once and an interrupted run goes
+on with the rest.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from viditq.calibration.large import gram, halved_if_large
 from viditq.calibration.recorded import CalibrationSet, move
 from viditq.errors import CalibrationError
 from viditq.models import LayerInfo, adapter_for
@@ -22,22 +26,27 @@ from viditq.stats import CalibrationStats, LayerStats
 
 __all__ = ["model_fingerprint", "observe"]
 
+ROWS = 1024
+"""Tokens that are kept of a layer input."""
+
 
 def observe(
     model: nn.Module,
     recorded: CalibrationSet,
     folder: str | Path,
     *,
-    rows: int = 1024,
+    layers: Collection[str] | None = None,
+    rows: int = ROWS,
     memory_bytes: int = 4 << 30,
     track: Track = quiet,
 ) -> CalibrationStats:
-    """Collect the statistics of every layer input.
+    """Collect the statistics of layer inputs.
 
     Args:
         model: the float transformer that the calls were recorded from.
         recorded: its calibration set.
         folder: where the statistics go.
+        layers: names of layers whose inputs are wanted now; all by default.
         rows: tokens to keep per layer input, spread evenly over the calls.
         memory_bytes: bound on the statistics held at once; a single input may exceed it.
         track: shows progress.
@@ -56,16 +65,19 @@ def observe(
         steps=recorded.info.steps,
         layers={name: file_of(info.group) for name, info in readers.items()},
     )
-    missing = stats.missing
-    waiting = [info for info in inputs if file_of(info.name) in missing]
-    passes = in_batches(
-        waiting, lambda info: 4 * info.in_features * (info.in_features + rows), memory_bytes
-    )
+    missing, wanted = stats.missing, {readers[name].group for name in layers or readers}
+    waiting = [info for info in inputs if info.name in wanted and file_of(info.name) in missing]
+    passes = in_batches(waiting, lambda info: input_bytes(info, rows), memory_bytes)
     for number, batch in enumerate(passes):
         what = "observe" if len(passes) == 1 else f"observe {number + 1}/{len(passes)}"
         for name, layer in _watch(model, recorded, batch, rows, track, what).items():
             stats.write(file_of(name), layer)
     return stats
+
+
+def input_bytes(info: LayerInfo, rows: int = ROWS) -> int:
+    """Size of the statistics of the input of ``info``."""
+    return 4 * info.in_features * (info.in_features + rows)
 
 
 def check_recorded_from(model: nn.Module, recorded: CalibrationSet) -> None:
@@ -126,15 +138,20 @@ def _watch(
         model.get_submodule(name).register_forward_pre_hook(watcher.see)
         for name, watcher in watchers.items()
     ]
+    once = False
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), halved_if_large(model):
             for index, call in enumerate(track(recorded, what, len(recorded))):
                 arguments = move(call.arguments, device)
                 for info in infos:
                     valid = arguments.get(masks.get(info.role))
                     position = steps.index(call.step)
                     watchers[info.name].begin(position, call.step, share, index, valid)
-                model(**arguments)
+                if once:
+                    _call_until_seen(model, arguments, watchers)
+                else:
+                    model(**arguments)
+                once = all(watcher.seen == 1 for watcher in watchers.values())
     finally:
         for handle in handles:
             handle.remove()
@@ -152,6 +169,28 @@ def _watch(
     return {name: watcher.stats() for name, watcher in watchers.items()}
 
 
+class _Seen(Exception):
+    """Every watched input has been seen."""
+
+
+def _call_until_seen(
+    model: nn.Module, arguments: Mapping[str, Any], watchers: Mapping[str, "_Watcher"]
+) -> None:
+    """Call ``model`` as far as needed, if each watched layer is called once in a call."""
+
+    def stop(*_: object) -> None:
+        if all(watcher.seen for watcher in watchers.values()):
+            raise _Seen
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(stop) for name in watchers]
+    try:
+        with suppress(_Seen):
+            model(**arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class _Watcher:
     """Accumulates the statistics of one layer input."""
 
@@ -159,7 +198,7 @@ class _Watcher:
         self.step_amax = torch.zeros(steps, features, device=device)
         self.mean = torch.zeros(features, device=device)
         self.second_moment = torch.zeros(features, features, device=device)
-        self.count = 0
+        self.count = self.seen = 0
         self.rows: list[Tensor] = []
         self.row_steps: list[Tensor] = []
 
@@ -169,20 +208,22 @@ class _Watcher:
         ``valid`` (B, S) says which tokens of a padded input count; ``None`` is all.
         """
         self.position, self.step, self.share, self.seed = position, step, share, seed
-        self.valid = valid
+        self.valid, self.seen = valid, 0
 
     def see(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002
-        x = arguments[0].detach().to(torch.float32)
+        self.seen += 1
+        x = arguments[0].detach()
         if self.valid is not None and self.valid.shape == x.shape[:-1]:
             x = x[self.valid.bool()]
         x = x.reshape(-1, self.mean.shape[0])
+        moment, x = gram(x), x.to(torch.float32)
         self.step_amax[self.position] = torch.maximum(
             self.step_amax[self.position], x.abs().amax(0)
         )
         self.count += x.shape[0]
         weight = x.shape[0] / self.count
         self.mean += (x.mean(0) - self.mean) * weight
-        self.second_moment += (x.T @ x / x.shape[0] - self.second_moment) * weight
+        self.second_moment += (moment / x.shape[0] - self.second_moment) * weight
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(x.shape[0], generator=generator)[: self.share]
         self.rows.append(x[chosen.to(x.device)].cpu())

@@ -8,7 +8,7 @@ prompt's folder appears when it is complete, so an interrupted recording goes on
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,16 @@ class CalibrationSet:
 
     def __iter__(self) -> Iterator[RecordedCall]:
         """Every call, prompt by prompt; one is in memory at a time."""
+        return self.calls(range(len(self.info.prompts)))
+
+    def calls(self, prompts: Iterable[int]) -> Iterator[RecordedCall]:
+        """The calls of these prompts, by index."""
         if self.missing:
             raise CalibrationError(
                 f"{self.folder} is incomplete: {len(self.missing)} of {len(self.info.prompts)} "
                 f"prompts are not recorded; record again to go on."
             )
-        for prompt in range(len(self.info.prompts)):
+        for prompt in prompts:
             for step in self.info.steps:
                 path = self._prompt_folder(prompt) / _file_name(step)
                 yield RecordedCall(prompt, step, _read_call(path))

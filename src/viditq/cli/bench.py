@@ -24,8 +24,8 @@ Models = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="pixart-sigma, latte, wan-1.3b, wan-14b, flux-dev or cogvideox-2b; may be given "
-        "several times; all by default.",
+        help="A model of docs/models.md, such as pixart-sigma (a wrong name lists them); may be "
+        "given several times; by default a few of them.",
     ),
 ]
 Variants = Annotated[

@@ -20,6 +20,7 @@ from viditq.ops.norm_quantize import norm_quantize
 from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
 from viditq.ops.quantize_rows import balance_rows, quantize_rows
 from viditq.ops.registration import BACKENDS, fastest_backend, use_backend
+from viditq.ops.round_columns import round_columns
 
 __all__ = [
     "BACKENDS",
@@ -36,6 +37,7 @@ __all__ = [
     "pack_int6",
     "quantize_rows",
     "quantize_rows_fp8",
+    "round_columns",
     "unpack_int4",
     "unpack_int6",
     "use_backend",

@@ -1,6 +1,7 @@
 """The whole way from a float pipeline to a quantized one on disk.
 
-record → observe → plan → quantize → save. Each stage leaves files beside the output from which an
+record → observe → plan → quantize → save; the three in the middle, :mod:`viditq.streaming` does for
+as many layers at a time as fit into memory. Each stage leaves files beside the output from which an
 interrupted run goes on; the output directory itself appears whole or not at all, and is a complete
 diffusers pipeline: everything but the transformer is copied as it is.
 """
@@ -21,11 +22,9 @@ from viditq.calibration import (
     CalibrationSet,
     model_fingerprint,
     move,
-    observe,
-    observe_gradients,
 )
 from viditq.checkpoint import Provenance
-from viditq.convert import check_finite, quantize_
+from viditq.convert import check_finite
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
@@ -34,10 +33,10 @@ from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from viditq.pipelines.record import DEFAULT_KEPT_STEPS, record
 from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve, stored_dtype
 from viditq.plan import Plan
-from viditq.planning import make_plan
 from viditq.progress import Track, quiet
 from viditq.prompts import read_prompts
 from viditq.recipe import Recipe, load_recipe
+from viditq.streaming import quantize_transformer_
 from viditq.zoo import catalog
 
 __all__ = ["calibration_prompts", "quantize"]
@@ -99,8 +98,8 @@ def quantize(
     model = pipe.transformer
     check_finite(model)
     beside = out.resolve()
-    work = Path(calibration or beside.with_name(f"{beside.name}.calibration"))
-    stats_folder = work / "stats"
+    rounding = beside.with_name(f"{beside.name}.calibration")
+    work = Path(calibration or rounding)
 
     def run_record() -> CalibrationSet:
         return record(
@@ -124,13 +123,10 @@ def quantize(
         shutil.rmtree(work)
         recorded = run_record()
     fingerprint = model_fingerprint(model)
-    stats = observe(model, recorded, stats_folder, track=track)
-    gradients = None
-    if recipe.needs_gradients:
-        gradients = observe_gradients(model, recorded, work / "gradients", track=track)
-    plan = make_plan(model, recipe, stats, gradients, track=track)
     reference = _outputs(model, recorded)
-    diagnostics = quantize_(model, plan, stats, gradients, track=track)
+    plan, diagnostics = quantize_transformer_(
+        model, recipe, recorded, rounding, statistics=calibration, track=track
+    )
     measured = _measure(reference, _outputs(model, recorded), diagnostics)
     info = recorded.info
     provenance = Provenance(
@@ -146,8 +142,7 @@ def quantize(
         measured=measured,
     )
     _write(folder, index, out, model, plan, diagnostics, provenance, overwrite)
-    if not calibration:
-        shutil.rmtree(work)
+    shutil.rmtree(rounding)  # which holds the calibration too, unless it is to be kept elsewhere
     return out
 
 
@@ -155,6 +150,9 @@ def calibration_prompts(source: str | Path, num: int = DEFAULT_PROMPTS) -> list[
     """Prompts to calibrate ``source`` with: its own if it is bundled, else a general list.
 
     A pipeline that makes classes gets some of its classes.
+
+    Raises:
+        PipelineError: there is no such pipeline.
     """
     if str(source) in catalog.BUNDLED:
         return catalog.calibration_prompts(str(source), num)

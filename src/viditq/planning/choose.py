@@ -8,7 +8,7 @@ With gradients it counts as what it does to the model's output, otherwise as it 
 layer's own. What it does to the picture is not asked here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ def make_plan(
     stats: Mapping[str, LayerStats],
     gradients: Mapping[str, Tensor] | None = None,
     *,
+    layers: Collection[str] | None = None,
     track: Track = quiet,
 ) -> Plan:
     """Resolve ``recipe`` for ``model``.
@@ -40,6 +41,8 @@ def make_plan(
         stats: calibration statistics by layer name.
         gradients: second moments of the gradients at the outputs, by layer name; an input is
             judged by them if they are there for all its readers.
+        layers: names of the layers that the plan is to be of; by default all that the recipe
+            quantizes.
         track: shows progress.
     """
     adapter = adapter_for(model)
@@ -48,7 +51,8 @@ def make_plan(
     candidates = recipe.resolve({name: info.role for name, info in infos.items()})
     if not candidates:
         raise PlanError(f"The recipe {recipe.name!r} leaves every layer of the model float.")
-    groups = group_layers(info for name, info in infos.items() if name in candidates)
+    wanted = candidates if layers is None else candidates.keys() & layers
+    groups = group_layers(info for name, info in infos.items() if name in wanted)
     chosen: dict[str, LayerPlan] = {}
     for name, group in track(groups.items(), "plan", len(groups)):
         options = _joint_options([candidates[info.name] for info in group])

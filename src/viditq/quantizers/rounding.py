@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from viditq.formats import Format
+from viditq.ops import round_columns
 
 __all__ = ["InputMetric", "round_gptq", "round_nearest"]
 
@@ -127,15 +128,11 @@ def _gptq(w: Tensor, scale: Tensor, fmt: Format, upper: Tensor) -> Tensor:
         codes (K, N), float.
     """
     w, codes = w.clone(), torch.empty_like(w)
-    for start in range(0, w.shape[0], GPTQ_BLOCK):
-        end = min(start + GPTQ_BLOCK, w.shape[0])
-        errors = torch.empty_like(w[start:end])
-        for j in range(start, end):
-            s = scale if scale.ndim == 1 else scale[j]
-            codes[j] = (w[j] / s).round_().clamp_(fmt.qmin, fmt.qmax)
-            errors[j - start] = (w[j] - s * codes[j]) / upper[j, j]
-            w[j:end].addr_(upper[j, j:end], errors[j - start], alpha=-1)
-        w[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    for start in range(0, len(w), GPTQ_BLOCK):
+        block = slice(start, min(start + GPTQ_BLOCK, len(w)))
+        own = scale if scale.ndim == 1 else scale[block]
+        codes[block], errors = round_columns(w[block], upper[block, block], own, fmt.qmin, fmt.qmax)
+        w[block.stop :].addmm_(upper[block, block.stop :].T, errors, alpha=-1)
     return codes
 
 
@@ -146,18 +143,13 @@ def _descend(w: Tensor, codes: Tensor, scale: Tensor, fmt: Format, moment: Tenso
     """
     codes = codes.clone()
     gradient = moment @ (w - scale * codes)
-    for start in range(0, w.shape[0], GPTQ_BLOCK):
-        end = min(start + GPTQ_BLOCK, w.shape[0])
-        local, before = gradient[start:end].clone(), codes[start:end].clone()
-        for j in range(start, end):
-            s = scale if scale.ndim == 1 else scale[j]
-            step = (local[j - start] / (moment[j, j] * s)).add_(codes[j])
-            new = step.round_().clamp_(fmt.qmin, fmt.qmax)
-            local.addr_(moment[start:end, j], s * (new - codes[j]), alpha=-1)
-            codes[j] = new
-        steps = scale if scale.ndim == 1 else scale[start:end]
-        moved = steps * (codes[start:end] - before)
-        gradient.addmm_(moment[:, start:end], moved, alpha=-1)
+    for start in range(0, len(w), GPTQ_BLOCK):
+        block = slice(start, min(start + GPTQ_BLOCK, len(w)))
+        own = scale if scale.ndim == 1 else scale[block]
+        codes[block], moved = round_columns(
+            gradient[block], moment[block, block], own, fmt.qmin, fmt.qmax, codes[block]
+        )
+        gradient[block.stop :].addmm_(moment[block.stop :, block], moved, alpha=-1)
     return codes
 
 
