@@ -58,11 +58,29 @@ def _twins() -> dict[type, Any]:
     from diffusers.models import attention
     from diffusers.models.transformers import (
         cogvideox_transformer_3d,
+        sana_transformer,
         transformer_flux,
+        transformer_flux2,
+        transformer_hunyuan_video,
+        transformer_ltx,
+        transformer_qwenimage,
         transformer_wan,
     )
 
-    from viditq.blocks import basic, cogvideox, flux, latte_class, sd3, stdit, wan
+    from viditq.blocks import (
+        basic,
+        cogvideox,
+        flux,
+        flux2,
+        hunyuan_video,
+        latte_class,
+        ltx,
+        qwen_image,
+        sana,
+        sd3,
+        stdit,
+        wan,
+    )
     from viditq.models import latte_class as latte
     from viditq.models import stdit as open_sora
     from viditq.models import stdit3 as open_sora_3
@@ -73,6 +91,17 @@ def _twins() -> dict[type, Any]:
         cogvideox_transformer_3d.CogVideoXBlock: cogvideox.CogVideoXBlock,
         transformer_flux.FluxTransformerBlock: flux.FluxTransformerBlock,
         transformer_flux.FluxSingleTransformerBlock: flux.FluxSingleTransformerBlock,
+        transformer_flux2.Flux2TransformerBlock: flux2.Flux2TransformerBlock,
+        transformer_flux2.Flux2SingleTransformerBlock: flux2.Flux2SingleTransformerBlock,
+        transformer_hunyuan_video.HunyuanVideoTransformerBlock: (
+            hunyuan_video.HunyuanVideoTransformerBlock
+        ),
+        transformer_hunyuan_video.HunyuanVideoSingleTransformerBlock: (
+            hunyuan_video.HunyuanVideoSingleTransformerBlock
+        ),
+        transformer_qwenimage.QwenImageTransformerBlock: qwen_image.QwenImageTransformerBlock,
+        transformer_ltx.LTXVideoTransformerBlock: ltx.LTXVideoTransformerBlock,
+        sana_transformer.SanaTransformerBlock: sana.SanaTransformerBlock,
         latte.LatteClassBlock: latte_class.LatteClassBlock,
         open_sora.STDiTBlock: stdit.STDiTBlock,
         open_sora_3.STDiT3Block: stdit.STDiT3Block,

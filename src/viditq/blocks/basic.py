@@ -25,7 +25,7 @@ from viditq.blocks.inputs import Input, Modulated, Plain
 from viditq.blocks.products import finish, gains, is_untouched, read
 from viditq.models.basic_block import SHARED_INPUTS
 
-__all__ = ["BasicTransformerBlock"]
+__all__ = ["BasicTransformerBlock", "is_plain_mask"]
 
 
 class BasicTransformerBlock(attention.BasicTransformerBlock):
@@ -81,8 +81,8 @@ class BasicTransformerBlock(attention.BasicTransformerBlock):
             hidden_states.ndim != 3
             or timestep is None
             or (self.attn2 is not None and encoder_hidden_states is None)
-            or not _is_plain_mask(attention_mask, hidden_states)
-            or not (self.attn2 is None or _is_plain_mask(encoder_attention_mask, captions))
+            or not is_plain_mask(attention_mask, hidden_states)
+            or not (self.attn2 is None or is_plain_mask(encoder_attention_mask, captions))
             or cross_attention_kwargs
             or self._chunk_size is not None
             or (self.training and self.dropout > 0)
@@ -152,7 +152,7 @@ def _is_plain_attention(attn: Any) -> bool:
     )
 
 
-def _is_plain_mask(mask: Tensor | None, keys: Tensor) -> bool:
+def is_plain_mask(mask: Tensor | None, keys: Tensor) -> bool:
     """Whether ``mask`` is one for ``keys`` (B, T, …): ``None``, or (B, 1 or S, T)."""
     return mask is None or (
         mask.ndim == 3 and mask.shape[0] == keys.shape[0] and mask.shape[2] == keys.shape[1]

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from viditq.nn import QuantLinear
@@ -72,7 +73,7 @@ class Modulated(Plain):
     of tokens if they are less, or are none.
     """
 
-    norm: nn.LayerNorm
+    norm: nn.LayerNorm | RMSNorm
     gain: Tensor | None = None
     shift: Tensor | None = None
 
@@ -88,7 +89,7 @@ class Modulated(Plain):
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
         return norm_quantize(
             self.x.flatten(0, -2),
-            "layer",
+            "layer" if isinstance(self.norm, nn.LayerNorm) else "rms",
             self.norm.eps,
             weight=self.norm.weight,
             bias=self.norm.bias,

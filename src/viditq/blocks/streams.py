@@ -129,10 +129,11 @@ def together(first: Heads, second: Heads) -> Heads:
     return q, k, v
 
 
-def attend(qkv: Heads) -> Tensor:
-    """Attention as torch has it, (B, S, H·D)."""
+def attend(qkv: Heads, bias: Tensor | None = None) -> Tensor:
+    """Attention as torch has it, (B, S, H·D); ``bias`` (B, 1, 1 or S, T) is added to its scores."""
     q, k, v = (each.transpose(1, 2) for each in qkv)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return y.transpose(1, 2).flatten(2)
 
 
 def dispatch(attn: Any, qkv: Heads, mask: Tensor | None = None) -> Tensor:

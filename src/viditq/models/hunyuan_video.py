@@ -15,7 +15,7 @@ from viditq.models.joint_block import (
     feed_forwards,
 )
 
-__all__ = ["HUNYUAN_VIDEO"]
+__all__ = ["HUNYUAN_VIDEO", "SHARED_INPUTS"]
 
 HUNYUAN_VIDEO = Adapter(
     name="hunyuan-video",
