@@ -72,6 +72,11 @@ QWEN = tuple(f"{stream}_{name}" for name in ("norm1", "norm2", "mlp") for stream
 IN_BLOCK = (*SELF, "attn2")
 
 FAMILIES = {
+    "latte-class": Family(
+        {"LatteClassBlock": 6},
+        {"LatteClassBlock": (2, 1, 1, 4)},
+        {"LatteClassBlock": SELF},
+    ),
     "stdit": Family(
         {"STDiTBlock": 2},
         {"STDiTBlock": (2, 6, 1, 9)},

@@ -73,6 +73,7 @@ def _twins() -> dict[type, Any]:
         flux,
         flux2,
         hunyuan_video,
+        latte_class,
         ltx,
         qwen_image,
         sana,
@@ -80,6 +81,7 @@ def _twins() -> dict[type, Any]:
         stdit,
         wan,
     )
+    from viditq.models import latte_class as latte
     from viditq.models import stdit as open_sora
     from viditq.models import stdit3 as open_sora_3
 
@@ -100,6 +102,7 @@ def _twins() -> dict[type, Any]:
         transformer_qwenimage.QwenImageTransformerBlock: qwen_image.QwenImageTransformerBlock,
         transformer_ltx.LTXVideoTransformerBlock: ltx.LTXVideoTransformerBlock,
         sana_transformer.SanaTransformerBlock: sana.SanaTransformerBlock,
+        latte.LatteClassBlock: latte_class.LatteClassBlock,
         open_sora.STDiTBlock: stdit.STDiTBlock,
         open_sora_3.STDiT3Block: stdit.STDiT3Block,
         transformer_wan.WanTransformerBlock: wan.WanTransformerBlock,

@@ -32,7 +32,7 @@ from viditq.models import stdit, stdit3
 from viditq.models.stdit import CrossAttention, SelfAttention, split
 from viditq.nn import QuantLinear
 
-__all__ = ["STDiT3Block", "STDiTBlock"]
+__all__ = ["STDiT3Block", "STDiTBlock", "attend_along_time", "attend_in_frames"]
 
 
 class STDiTBlock(stdit.STDiTBlock):
@@ -60,9 +60,9 @@ class STDiTBlock(stdit.STDiTBlock):
             )
         x, table = hidden_states.contiguous(), self.scale_shift_table + modulation
         shift, gain, gate, *ff = split(table)
-        x = _attend_in_frames(self.attn1, self.norm1, x, gain, shift, gate)
+        x = attend_in_frames(self.attn1, self.norm1, x, gain, shift, gate)
         y = x if temporal_position is None else x + temporal_position[:, None]
-        x = _attend_along_time(self.temporal_attn, Plain(y), x, gate)
+        x = attend_along_time(self.temporal_attn, Plain(y), x, gate)
         x = _attend_caption(self.attn2, x, encoder_hidden_states, mask)
         shift, gain, gate = ff
         return feed(self.ff, Modulated(x, self.norm2, gain, shift), x, gate)
@@ -95,10 +95,10 @@ class STDiT3Block(stdit3.STDiT3Block):
         x, table = hidden_states.contiguous(), self.scale_shift_table + modulation
         shift, gain, gate, *ff = split(table)
         if angles is None:
-            x = _attend_in_frames(self.attn1, self.norm1, x, gain, shift, gate)
+            x = attend_in_frames(self.attn1, self.norm1, x, gain, shift, gate)
         else:
             normed = Modulated(x, self.norm1, gain, shift)
-            x = _attend_along_time(self.attn1, normed, x, gate, angles)
+            x = attend_along_time(self.attn1, normed, x, gate, angles)
         x = _attend_caption(self.attn2, x, encoder_hidden_states, mask)
         shift, gain, gate = ff
         return feed(self.ff, Modulated(x, self.norm2, gain, shift), x, gate)
@@ -133,7 +133,7 @@ class _PlaceByPlace:
         return rows.unflatten(0, self.x.tokens).transpose(1, 2).flatten(0, 2)
 
 
-def _attend_in_frames(
+def attend_in_frames(
     attn: Any, norm: nn.LayerNorm, x: Tensor, gain: Tensor, shift: Tensor, gate: Tensor
 ) -> Tensor:
     """``gate · attn(modulated norm(x)) + x``: x (B, T, S, C), vectors (B, 1 or T, 1, C)."""
@@ -144,7 +144,7 @@ def _attend_in_frames(
     return finish(Plain(attn.attended(qkv)), attn.to_out, frames, vectors[2]).view_as(x)
 
 
-def _attend_along_time(
+def attend_along_time(
     attn: Any, x: Input, residual: Tensor, gate: Tensor, angles: Tensor | None = None
 ) -> Tensor:
     """``gate · attn(x) + residual``, at each place: (B, T, S, C), gate (B, 1 or T, 1, C)."""

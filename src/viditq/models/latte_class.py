@@ -33,7 +33,7 @@ from viditq.models.stdit import (
     video,
 )
 
-__all__ = ["LatteClassBlock", "LatteClassTransformer3DModel"]
+__all__ = ["LatteClassBlock", "LatteClassTransformer3DModel", "rows"]
 
 FREQUENCIES = 256
 
