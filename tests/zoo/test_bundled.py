@@ -14,8 +14,8 @@ def judge():
     return Judge.load()
 
 
-def loaded(name, kind):
-    return load(bundled_path(name), kind)
+def loaded(name):
+    return load(bundled_path(name))
 
 
 def test_sizes():
@@ -26,21 +26,21 @@ def test_sizes():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_widths_and_depths(kind):
-    config = loaded(f"shapes-{kind}", kind).transformer.config
+    config = loaded(f"shapes-{kind}").transformer.config
     assert config.num_attention_heads * config.attention_head_dim % 128 == 0
     assert config.num_layers * (2 if kind == "video" else 1) >= 8
 
 
 def test_images_show_their_captions(judge):
     prompts = held_out_prompts("shapes-image", 4)
-    samples = sample(loaded("shapes-image", "image"), "image", prompts)
+    samples = sample(loaded("shapes-image"), "image", prompts)
     assert accuracy(judge.read(samples), prompts)["all"] == 1.0
 
 
 @pytest.mark.slow
 def test_clips_show_their_captions(judge):
     prompts = held_out_prompts("shapes-video", 4)
-    samples = sample(loaded("shapes-video", "video"), "video", prompts)
+    samples = sample(loaded("shapes-video"), "video", prompts)
     shares = accuracy(judge.read(samples), prompts)
     assert shares["shape"] == shares["colour"] == 1.0
 
@@ -49,8 +49,8 @@ def test_clips_show_their_captions(judge):
 def test_stress_variant_makes_the_same_samples(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("VIDITQ_CACHE", str(tmp_path))
     prompts = held_out_prompts(f"shapes-{kind}", 1)
-    plain = sample(loaded(f"shapes-{kind}", kind), kind, prompts, steps=3)
-    stressed = sample(loaded(f"shapes-{kind}-stress", kind), kind, prompts, steps=3)
+    plain = sample(loaded(f"shapes-{kind}"), kind, prompts, steps=3)
+    stressed = sample(loaded(f"shapes-{kind}-stress"), kind, prompts, steps=3)
     torch.testing.assert_close(stressed, plain, rtol=0, atol=1e-4)
     made = bundled_path(f"shapes-{kind}-stress")
     assert made == bundled_path(f"shapes-{kind}-stress")

@@ -1,12 +1,13 @@
-"""Training shows the video transformer what the stock pipeline will show it."""
+"""Training shows the video transformers what their pipelines will show them."""
 
 import pytest
 import torch
 from diffusers import LattePipeline
 
+from viditq.pipelines.opensora import OpenSoraPipeline
 from viditq.zoo.draw import FRAMES
 from viditq.zoo.text import TOKENS, make_tokenizer
-from viditq.zoo.train.diffusion import _encode_text, latte_context
+from viditq.zoo.train.diffusion import _encode_text, latte_context, open_sora_context
 from viditq.zoo.train.models import make_scheduler, make_text_encoder, make_transformer, make_vae
 
 PROMPTS = [
@@ -15,16 +16,20 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def pipe():
+def pipeline(pipeline_class, stage):
     torch.manual_seed(0)
-    transformer = make_transformer("video")
+    transformer = make_transformer(stage)
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     text_encoder = make_text_encoder().eval()
-    return LattePipeline(
+    return pipeline_class(
         make_tokenizer(), text_encoder, make_vae(), transformer.eval(), make_scheduler()
     )
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipeline(LattePipeline, "video")
 
 
 def trained_view(pipe, prompts, beside, dropped, many, latents, times):
@@ -64,3 +69,43 @@ def test_same_prediction_as_the_stock_pipeline(pipe, number):
         beside = prompt.shape[1] if dropped else 0
         made = trained_view(pipe, texts, beside, dropped, many, latents, times)
         torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@torch.no_grad()
+def test_same_prediction_as_the_pipeline_of_open_sora(number):
+    """One call of the transformer by the pipeline, empty captions first, and as in training."""
+    pipe = pipeline(OpenSoraPipeline, "stdit")
+    latents = torch.randn(number, 4, FRAMES, 16, 16, generator=torch.Generator().manual_seed(1))
+    calls = []
+
+    def watch(module, args, options, output):
+        # the pipeline guides in place
+        calls.append((args, options, output[0].clone()))
+
+    hook = pipe.transformer.register_forward_hook(watch, with_kwargs=True)
+    pipe(PROMPTS[:number], num_inference_steps=1, latents=latents, output_type="latent")
+    hook.remove()
+    (((seen,), options, expected),) = calls
+    assert len(seen) == 2 * number
+
+    words = pipe.tokenizer(
+        PROMPTS[:number] * 2, padding="max_length", max_length=TOKENS, return_tensors="pt"
+    )
+    length = words.attention_mask.sum(1)
+    # a dropped caption's own tokens do not matter
+    dropped = torch.arange(2 * number) < number
+    ids = words.input_ids.masked_fill(dropped[:, None], 0)
+    context = _encode_text(pipe.text_encoder, ids, words.attention_mask.bool())
+    null_caption = pipe.transformer.null_caption
+    context, mask = open_sora_context(context, null_caption, length, dropped)
+    made = pipe.transformer(
+        seen,
+        encoder_hidden_states=context,
+        encoder_attention_mask=mask,
+        timestep=options["timestep"],
+        return_dict=False,
+    )[0]
+    torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
+    empty, conditional = expected.chunk(2)
+    assert not torch.allclose(empty, conditional, rtol=0.1)
