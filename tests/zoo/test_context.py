@@ -9,6 +9,7 @@ from viditq.zoo.draw import FRAMES
 from viditq.zoo.text import TOKENS, make_tokenizer
 from viditq.zoo.train.diffusion import _encode_text, latte_context, open_sora_context
 from viditq.zoo.train.models import make_scheduler, make_text_encoder, make_transformer, make_vae
+from viditq.zoo.train.stability import centre_keys
 
 PROMPTS = [
     "a small striped red star moving left over a blue checkerboard",
@@ -109,3 +110,28 @@ def test_same_prediction_as_the_pipeline_of_open_sora(number):
     torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
     empty, conditional = expected.chunk(2)
     assert not torch.allclose(empty, conditional, rtol=0.1)
+
+
+@pytest.mark.parametrize("stage", ["video", "stdit"])
+def test_a_training_step_never_waits_for_the_device(stage):
+    """The meta device has shapes but no numbers: what needs a number to go on fails there."""
+    with torch.device("meta"):
+        transformer, text_encoder = make_transformer(stage), make_text_encoder()
+        ids = torch.zeros(2, TOKENS, dtype=torch.int64)
+        length, dropped = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)
+        context = _encode_text(text_encoder, ids, torch.arange(TOKENS) < length[:, None])
+        if stage == "stdit":
+            context, mask = open_sora_context(context, transformer.null_caption, length, dropped)
+        else:
+            context, mask = latte_context(context, length, length, dropped, dropped)
+            mask = mask[:, None].repeat_interleave(FRAMES, dim=0)
+        centre_keys(transformer)
+        made = transformer(
+            torch.zeros(2, 4, FRAMES, 16, 16),
+            encoder_hidden_states=context,
+            encoder_attention_mask=mask,
+            timestep=torch.zeros(2, dtype=torch.int64),
+            return_dict=False,
+        )[0]
+        made.sum().backward()
+    assert transformer.proj_out.weight.grad.shape == transformer.proj_out.weight.shape
