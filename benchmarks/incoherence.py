@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from diffusers import LattePipeline
 from torch import Tensor, nn
 
 from viditq import pipelines
@@ -23,7 +24,7 @@ from viditq.zoo.text import TOKENS
 
 SCENES = 4
 TIMES = (900, 400, 60)
-UNSCALED = ("attn2.to_q", "ff.net.2")
+UNSCALED = ("attn2.to_q", "ff.net.2", "temporal_attn.to_qkv")
 """Inputs that a stress variant leaves as they are."""
 
 
@@ -44,12 +45,13 @@ def incoherences(name: str) -> list[float]:
         share = pipe.scheduler.alphas_cumprod[time]
         noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
         options: dict[str, Any] = {"timestep": torch.full((SCENES,), time)}
+        options["encoder_attention_mask"] = words.attention_mask
         if frames.shape[1] == 1:
             noisy = noisy[:, 0]
-            options["encoder_attention_mask"] = words.attention_mask
             options["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
         else:
             noisy = noisy.transpose(1, 2)
+        if isinstance(pipe, LattePipeline):
             bias = -10000.0 * (1 - words.attention_mask.float())
             options["encoder_attention_mask"] = bias[:, None].repeat_interleave(FRAMES, 0)
         seen = watched(pipe.transformer, noisy, encoder_hidden_states=context, **options)

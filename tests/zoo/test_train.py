@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import viditq
+from viditq.zoo import bundled_path, held_out_prompts
+from viditq.zoo.evaluate import load, sample
+from viditq.zoo.stress import write_stress
 from viditq.zoo.train.__main__ import main
 from viditq.zoo.train.loop import Trainer
 from viditq.zoo.train.models import make_transformer
@@ -31,18 +35,20 @@ def test_trainer_learns_averages_and_resumes(tmp_path):
     assert lines[-1]["step"] == trainer.step
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("kind", ["image", "video", "stdit"])
 def test_centred_keys_change_nothing_but_the_noise(kind):
     """Same output; and where keys share a large part, bf16 gradients stay those of fp32."""
     torch.manual_seed(0)
     model = make_transformer(kind)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.06)
-    blocks = model.transformer_blocks if kind == "image" else model.temporal_transformer_blocks
+    blocks = model.transformer_blocks if kind != "video" else model.temporal_transformer_blocks
+    queries = blocks[0].attn1.to_qkv if kind == "stdit" else blocks[0].attn1.to_q
+    keys = queries if kind == "stdit" else blocks[0].attn1.to_k
     with torch.no_grad():
-        # queries and keys with a large constant part
-        for bias in (blocks[0].attn1.to_q.bias, blocks[0].attn1.to_k.bias):
-            bias.fill_(8.0)
+        # queries and keys with a large constant part; keys come second where one layer makes both
+        queries.bias[:256] = 8.0
+        keys.bias[-512:][:256] = 8.0
     shape = (2, 4, 16, 16) if kind == "image" else (2, 4, 8, 16, 16)
     options = {
         "hidden_states": torch.randn(shape),
@@ -58,7 +64,7 @@ def test_centred_keys_change_nothing_but_the_noise(kind):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             output = model(**options)[0]
         output.float().square().mean().backward()
-        return output.detach(), blocks[0].attn1.to_q.weight.grad.flatten().clone()
+        return output.detach(), queries.weight.grad[:256].flatten().clone()
 
     def alike(a, b):
         return float(torch.cosine_similarity(a, b, dim=0))
@@ -86,5 +92,24 @@ def test_stages(tmp_path, monkeypatch):
     stage("vae", "--images", "8", "--clips", "2")
     stage("image", "--scenes", "8")
     stage("image", "--scenes", "8", "--start", str(tmp_path / "shapes-image"))
+    stage("stdit", "--scenes", "8", "--start", str(bundled_path("shapes-video")))
+    (tmp_path / "stdit.pt").unlink()
+    stage("stdit", "--scenes", "8", "--start", str(tmp_path / "shapes-stdit"))
     for name in ("judge/model.safetensors", "shapes-image/model_index.json"):
         assert (tmp_path / name).is_file()
+    assert_is_bundle(tmp_path / "shapes-stdit", tmp_path)
+
+
+def assert_is_bundle(made, folder):
+    """Small enough; sampled, quantized and loaded like the others; and so is its stress variant."""
+    assert sum(file.stat().st_size for file in made.rglob("*") if file.is_file()) < 15e6
+    prompts = held_out_prompts("shapes-video", 1)
+    sizes = {"steps": 2, "guidance": 4.5}
+    expected = sample(load(made), "video", prompts, **sizes)
+    assert expected.shape == (1, 8, 64, 64, 3)
+    assert torch.equal(viditq.generate(viditq.load(made), prompts, [0], **sizes), expected)
+    stressed = sample(load(write_stress(made, folder / "stress")), "video", prompts, **sizes)
+    torch.testing.assert_close(stressed, expected, rtol=0, atol=1e-4)
+    viditq.quantize(made, folder / "w8a8", preset="w8a8", prompts=prompts, steps=2)
+    quantized = viditq.generate(viditq.load(folder / "w8a8"), prompts, [0], **sizes)
+    assert 0 < (quantized - expected).abs().mean() < 0.02

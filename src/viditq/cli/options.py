@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from viditq.zoo.catalog import BUNDLED
+
 __all__ = [
     "BatchSize",
     "Bits",
@@ -26,7 +28,7 @@ Pipeline = Annotated[
     str,
     typer.Argument(
         metavar="PIPELINE",
-        help="Name of a bundled pipeline (shapes-image, shapes-video, and both with -stress), "
+        help=f"Name of a bundled pipeline ({', '.join(BUNDLED)}), "
         "directory in diffusers layout, or hub id like owner/name.",
         show_default=False,
     ),

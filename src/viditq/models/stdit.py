@@ -53,6 +53,7 @@ class STDiTTransformer3DModel(ModelMixin, ConfigMixin):
         caption_length: tokens of a caption, padding included.
         spatial_interpolation_scale, temporal_interpolation_scale: positions are divided by them;
             Open-Sora has 0.5 at 256 pixels, 1 at 512, and in time 1 for 16 frames, ⅔ for 64.
+        mlp_ratio: width of the feed-forwards over that of the tokens; 4 in Open-Sora.
     """
 
     _no_split_modules = ("STDiTBlock",)
@@ -73,6 +74,7 @@ class STDiTTransformer3DModel(ModelMixin, ConfigMixin):
         caption_length: int = 120,
         spatial_interpolation_scale: float = 1.0,
         temporal_interpolation_scale: float = 1.0,
+        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
@@ -86,7 +88,7 @@ class STDiTTransformer3DModel(ModelMixin, ConfigMixin):
             torch.randn(caption_length, caption_channels) / caption_channels**0.5
         )
         self.transformer_blocks = nn.ModuleList(
-            STDiTBlock(width, num_attention_heads) for _ in range(num_layers)
+            STDiTBlock(width, num_attention_heads, mlp_ratio) for _ in range(num_layers)
         )
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -145,14 +147,15 @@ class STDiTTransformer3DModel(ModelMixin, ConfigMixin):
 class STDiTBlock(nn.Module):
     """Attention in the frame (``attn1``), over time, to the caption (``attn2``); feed-forward."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.attn1 = SelfAttention(width, heads)
         self.temporal_attn = SelfAttention(width, heads)
         self.attn2 = CrossAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.ff = FeedForward(width, activation_fn="gelu-approximate")
+        inner = round(width * mlp_ratio)
+        self.ff = FeedForward(width, activation_fn="gelu-approximate", inner_dim=inner)
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
     def forward(

@@ -1,4 +1,4 @@
-"""Two small pipelines that come with the package, really trained, and all that measures them."""
+"""Small pipelines that come with the package, really trained, and all that measures them."""
 
 from viditq.zoo.catalog import BUNDLED, bundled_path, calibration_prompts, held_out_prompts
 

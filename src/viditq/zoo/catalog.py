@@ -13,13 +13,13 @@ from viditq.zoo.scenes import sample_scenes
 
 __all__ = ["BUNDLED", "bundled_path", "calibration_prompts", "held_out_prompts", "kind_of"]
 
-BUNDLED: tuple[str, ...] = (
-    "shapes-image",
-    "shapes-video",
-    "shapes-image-stress",
-    "shapes-video-stress",
-)
 _STRESS = "-stress"
+# Each that is in bundled/, and what it makes.
+_KINDS = {
+    "shapes-image": "image",
+    "shapes-video": "video",
+}
+BUNDLED: tuple[str, ...] = (*_KINDS, *(name + _STRESS for name in _KINDS))
 # Distinct held-out captions there are at least; asking for more is a mistake.
 _MOST_PROMPTS = 4096
 
@@ -54,7 +54,7 @@ def calibration_prompts(name: str, num: int, seed: int = 0) -> list[str]:
 def kind_of(name: str) -> str:
     """ "image" or "video"."""
     _check(name)
-    return name.removesuffix(_STRESS).removeprefix("shapes-")
+    return _KINDS[name.removesuffix(_STRESS)]
 
 
 def _prompts(name: str, num: int, seed: int, *, held_out: bool) -> list[str]:

@@ -8,7 +8,7 @@ Prints the share of samples that show what the caption says, per attribute, with
 (Wilson). Also ``judge``: the judge's own accuracy on fresh rendered scenes and on the same scenes
 through the pipeline's autoencoder, which bounds what samples can reach.
 
-It samples through the stock pipelines and knows no quantization.
+It samples through the pipelines' own classes and knows no quantization.
 """
 
 import argparse
@@ -25,18 +25,17 @@ from torch import Tensor
 
 from viditq.zoo.batches import random_batch
 from viditq.zoo.catalog import BUNDLED, bundled_path, held_out_prompts, kind_of
+from viditq.zoo.classes import OPEN_SORA, stored_class
 from viditq.zoo.draw import FRAMES, render
 from viditq.zoo.judge import Judge, accuracy
 
 __all__ = ["contact_sheet", "judge_on_rendered", "load", "sample", "wilson"]
 
 
-def load(directory: Path, kind: str, device: str = "cpu") -> Any:
-    """The stock pipeline in ``directory``, in float32, without a progress bar."""
-    from diffusers import LattePipeline, PixArtSigmaPipeline
-
-    pipeline_class = PixArtSigmaPipeline if kind == "image" else LattePipeline
-    pipe = pipeline_class.from_pretrained(str(directory), dtype=torch.float32).to(device)
+def load(directory: str | Path, device: str = "cpu") -> Any:
+    """The pipeline in ``directory``, in float32, without a progress bar."""
+    stored = stored_class(Path(directory))
+    pipe = stored.from_pretrained(str(directory), dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -52,11 +51,12 @@ def sample(
     batch_size: int = 16,
 ) -> Tensor:
     """Images (N, 64, 64, 3) or clips (N, 8, 64, 64, 3) in 0..1; sample i has seed ``seed`` + i."""
+    options: dict = {}
     if kind == "image":
-        options: dict = {"use_resolution_binning": False}
-    else:
+        options = {"use_resolution_binning": False, "clean_caption": False}
+    elif type(pipe).__name__ != OPEN_SORA:
         options = {"video_length": FRAMES, "height": None, "width": None}
-        options["decode_chunk_size"] = FRAMES
+        options |= {"decode_chunk_size": FRAMES, "clean_caption": False}
     made = []
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
@@ -66,7 +66,6 @@ def sample(
             guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(part))],
             output_type="pt",
-            clean_caption=False,
             **options,
         )
         made.append((output.images if kind == "image" else output.frames).float().cpu())
@@ -139,7 +138,7 @@ def main() -> None:
         parser.error("--kind is needed for a directory")
     directory = bundled_path(options.pipeline) if bundled else Path(options.pipeline)
     judge = Judge.load(options.judge, options.device)
-    pipe = load(directory, kind, options.device)
+    pipe = load(directory, options.device)
     result: dict = {"pipeline": options.pipeline, "num": options.num, "steps": options.steps}
     result |= {"guidance": options.guidance, "seed": options.seed}
     if options.rendered:

@@ -42,7 +42,7 @@ def words() -> tuple[str, ...]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of both bundled pipelines."""
+    """The tokenizer of all bundled pipelines."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *words()))}

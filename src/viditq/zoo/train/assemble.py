@@ -6,26 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import LattePipeline, PixArtSigmaPipeline
 from torch import nn
 
+from viditq.zoo.classes import OPEN_SORA, pipeline_class
 from viditq.zoo.text import make_tokenizer
 from viditq.zoo.train.models import make_scheduler
 
 __all__ = ["assemble"]
 
 _SHARD = "12MB"
+_CLASSES = {"image": "PixArtSigmaPipeline", "video": "LattePipeline", "stdit": OPEN_SORA}
+# Open-Sora guides three of four channels; these latents have no channel that wants none.
+_OPTIONS = {"stdit": {"guided_channels": 4}}
 
 
-def assemble(kind: str, vae: Any, modules: dict[str, nn.Module], out: Path) -> Path:
-    """Write ``out`` so that ``from_pretrained(out)`` needs nothing but diffusers."""
-    pipeline_class: Any = PixArtSigmaPipeline if kind == "image" else LattePipeline
-    pipe = pipeline_class(
+def assemble(stage: str, vae: Any, modules: dict[str, nn.Module], out: Path) -> Path:
+    """Write ``out`` so that the pipeline class's ``from_pretrained(out)`` needs nothing else."""
+    pipe = pipeline_class(_CLASSES[stage])(
         tokenizer=make_tokenizer(),
         text_encoder=modules["text_encoder"],
         vae=vae,
         transformer=modules["transformer"],
         scheduler=make_scheduler(),
+        **_OPTIONS.get(stage, {}),
     )
     if out.exists():
         shutil.rmtree(out)

@@ -1,4 +1,4 @@
-"""Trains the autoencoder that both bundled pipelines share, on images and frames of clips.
+"""Trains the autoencoder that the bundled pipelines share, on images and frames of clips.
 
 The loss is the mean absolute error of pixels and of their differences to neighbours (which keeps
 edges sharp), with a light KL term. The latent scale is measured at the end and written into the

@@ -5,11 +5,13 @@ squared error is weighted by ᾱ^(-1/2), half-way between noise and v prediction
 decides, such as a direction, is decided at high noise, where the plain error is 50 times smaller
 than at low noise and its gradient drowns.
 
-What the transformer sees of a caption must be what the stock pipeline shows it. PixArt's passes the
-padding mask, so training does. Latte's passes none: for one prompt it crops the caption to its
-words and the empty caption to as many tokens, for several it zeroes the padding up to 120 tokens
-and leaves the empty caption's padding as it is. Padding tokens are alike, so n of them count in the
-attention's softmax as one token with bias log n; training draws either form for each sample.
+What the transformer sees of a caption must be what its pipeline shows it. PixArt's passes the
+padding mask, so training does. Open-Sora's does too, and its empty caption is the network's own,
+cut to the length of the prompt it stands beside. Latte's passes none: for one prompt it crops the
+caption to its words and the empty caption to as many tokens, for several it zeroes the padding up
+to 120 tokens and leaves the empty caption's padding as it is. Padding tokens are alike, so n of
+them count in the attention's softmax as one token with bias log n; training draws either form for
+each sample.
 """
 
 from pathlib import Path
@@ -26,8 +28,9 @@ from viditq.zoo.train.loop import Trainer
 from viditq.zoo.train.models import LATENT, make_scheduler, make_text_encoder, make_transformer
 from viditq.zoo.train.reading import draw_bank
 from viditq.zoo.train.stability import centre_keys
+from viditq.zoo.train.warm_start import begin_from
 
-__all__ = ["latte_context", "train_diffusion"]
+__all__ = ["latte_context", "open_sora_context", "train_diffusion"]
 
 _DROP = 0.1
 _HIDDEN = -10000.0
@@ -35,7 +38,7 @@ _LATTE_TOKENS = 120
 
 
 def train_diffusion(
-    kind: str,
+    stage: str,
     vae: Any,
     folder: Path,
     minutes: float,
@@ -49,26 +52,24 @@ def train_diffusion(
 ) -> dict[str, nn.Module]:
     """Train for ``minutes`` and return the averaged transformer and text encoder.
 
-    ``scenes`` are drawn and encoded once. ``start`` is a pipeline directory to begin from.
+    ``stage`` is "image", "video" or "stdit". ``scenes`` are drawn and encoded once. ``start`` is a
+    pipeline directory to begin from.
     """
-
+    kind = "image" if stage == "image" else "video"
     table, lengths = (part.to(device) for part in caption_table(kind))
 
-    transformer, text_encoder = make_transformer(kind), make_text_encoder()
+    transformer, text_encoder = make_transformer(stage), make_text_encoder()
     if start is not None:
-        transformer = type(transformer).from_pretrained(start / "transformer")
-        text_encoder = type(text_encoder).from_pretrained(
-            start / "text_encoder", dtype=torch.float32
-        )
+        transformer, text_encoder = begin_from(start, transformer, text_encoder)
     # The stock loaders hand models over in evaluation mode; there is no dropout, so it may stay.
     modules = {"transformer": transformer.to(device), "text_encoder": text_encoder.to(device)}
-    trainer = Trainer(kind, modules, folder, peak_rate=peak_rate, ema_decay=0.9995)
+    trainer = Trainer(stage, modules, folder, peak_rate=peak_rate, ema_decay=0.9995)
     trainer.resume()
     # a later call draws other scenes
     torch.manual_seed(3 + trainer.step)
     generator = torch.Generator(device).manual_seed(3 + trainer.step)
     latents, numbers = _latent_bank(kind, vae, scenes, generator)
-    print(f"{kind}: {scenes} scenes drawn and encoded", flush=True)
+    print(f"{stage}: {scenes} scenes drawn and encoded", flush=True)
     centre_keys(transformer)
     if device.type == "cuda":
         blocks = [*transformer.transformer_blocks]
@@ -90,32 +91,31 @@ def train_diffusion(
         mask = torch.arange(TOKENS, device=device) < length[:, None]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             context = _encode_text(text_encoder, ids, mask)
-            if kind == "video":
-                # what an empty caption is cropped to: the words of the prompt it stands beside
-                beside = lengths[numbers[rows]]
+            # how long the caption is that this one, perhaps empty, stands beside
+            beside = lengths[numbers[rows]]
+            options: dict[str, Any] = {}
+            if stage == "image":
+                options["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+            elif stage == "video":
                 many = torch.rand(batch, device=device) < 0.5
                 context, bias = latte_context(context, length, beside, dropped, many)
-                made = transformer(
-                    noisy.transpose(1, 2),
-                    encoder_hidden_states=context,
-                    encoder_attention_mask=bias[:, None].repeat_interleave(FRAMES, dim=0),
-                    timestep=times,
-                    return_dict=False,
-                )[0].transpose(1, 2)
-                made = made[:, :, :4]
+                mask = bias[:, None].repeat_interleave(FRAMES, dim=0)
             else:
-                made = transformer(
-                    noisy,
-                    encoder_hidden_states=context,
-                    encoder_attention_mask=mask,
-                    timestep=times,
-                    added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-                    return_dict=False,
-                )[0][:, :4]
+                null_caption = transformer.null_caption
+                context, mask = open_sora_context(context, null_caption, beside, dropped)
+            made = transformer(
+                noisy if kind == "image" else noisy.transpose(1, 2),
+                encoder_hidden_states=context,
+                encoder_attention_mask=mask,
+                timestep=times,
+                return_dict=False,
+                **options,
+            )[0][:, :4]
+            made = made if kind == "image" else made.transpose(1, 2)
         return ((made.float() - noise).square() * share.rsqrt()).mean()
 
     loss = trainer.run(step, minutes, anneal=anneal)
-    print(f"{kind}: step {trainer.step}, {trainer.seconds_before:.0f} s, loss {loss:.5f}")
+    print(f"{stage}: step {trainer.step}, {trainer.seconds_before:.0f} s, loss {loss:.5f}")
     return trainer.ema
 
 
@@ -149,6 +149,19 @@ def latte_context(
     first = (place == length[:, None]) & (padding > 0)[:, None]
     bias = torch.where(first, padding.clamp(min=1).log()[:, None], bias)
     return context, bias
+
+
+def open_sora_context(
+    context: Tensor, null_caption: Tensor, beside: Tensor, dropped: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The caption tokens (B, 16, C) and mask (B, 16) bool that ``OpenSoraPipeline`` shows.
+
+    ``context`` is the text encoder's output (B, 16, C), ``null_caption`` (16, C) the network's,
+    ``beside`` (B,) the length of the caption or of the one that an empty caption stands beside,
+    ``dropped`` (B,) whether the caption is empty.
+    """
+    shown = torch.where(dropped[:, None, None], null_caption.to(context.dtype), context)
+    return shown, torch.arange(TOKENS, device=context.device) < beside[:, None]
 
 
 @torch.no_grad()

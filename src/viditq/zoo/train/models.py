@@ -1,7 +1,7 @@
 """The networks of the bundled pipelines, small but in the stock classes and layouts.
 
-Widths follow PixArt-Σ and Latte in kind (AdaLN-single, cross-attention to T5, GELU, biases,
-learned-sigma outputs that the sampler discards), not in number.
+Widths follow PixArt-Σ, Latte and Open-Sora 1.0 in kind (AdaLN-single, cross-attention to T5, GELU,
+biases, learned-sigma outputs that the sampler discards), not in number.
 """
 
 from typing import Any
@@ -16,14 +16,16 @@ from diffusers import (
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
+from viditq.models.stdit import STDiTTransformer3DModel
 from viditq.zoo.draw import CANVAS, FRAMES
-from viditq.zoo.text import SPECIAL, words
+from viditq.zoo.text import SPECIAL, TOKENS, words
 
 __all__ = ["LATENT", "make_scheduler", "make_text_encoder", "make_transformer", "make_vae"]
 
 LATENT = CANVAS // 4
 _WIDTH, _HEADS = 256, 4
 _TEXT_WIDTH = 128
+_ZERO_AT_FIRST = ("attn2.to_out.0", "attn2.to_out", "temporal_attn.to_out", "proj_out")
 
 
 def make_vae() -> Any:
@@ -62,28 +64,34 @@ def make_text_encoder() -> Any:
     return T5EncoderModel(config)
 
 
-def make_transformer(kind: str) -> Any:
-    """8 blocks: PixArt's 8 layers, or Latte's 4 layers of a spatial and a temporal block."""
-    common = {
+def make_transformer(stage: str) -> Any:
+    """PixArt's 8 layers ("image"), Latte's 4 of two blocks ("video"), or STDiT's 4 ("stdit")."""
+    sizes: dict[str, Any] = {
         "num_attention_heads": _HEADS,
         "attention_head_dim": _WIDTH // _HEADS,
         "in_channels": 4,
         "out_channels": 8,
-        "cross_attention_dim": _WIDTH,
-        "attention_bias": True,
         "sample_size": LATENT,
         "patch_size": 2,
+        "caption_channels": _TEXT_WIDTH,
+    }
+    blocks: dict[str, Any] = {
+        "cross_attention_dim": _WIDTH,
+        "attention_bias": True,
         "activation_fn": "gelu-approximate",
         "num_embeds_ada_norm": 1000,
         "norm_type": "ada_norm_single",
         "norm_elementwise_affine": False,
         "norm_eps": 1e-6,
-        "caption_channels": _TEXT_WIDTH,
     }
-    if kind == "image":
-        model = PixArtTransformer2DModel(num_layers=8, **common)
+    if stage == "image":
+        model = PixArtTransformer2DModel(num_layers=8, **sizes, **blocks)
+    elif stage == "video":
+        model = LatteTransformer3DModel(num_layers=4, video_length=FRAMES, **sizes, **blocks)
     else:
-        model = LatteTransformer3DModel(num_layers=4, video_length=FRAMES, **common)
+        model = STDiTTransformer3DModel(
+            num_layers=4, video_length=FRAMES, caption_length=TOKENS, mlp_ratio=3.0, **sizes
+        )
     _initialise(model)
     return model
 
@@ -105,5 +113,5 @@ def _initialise(model: nn.Module) -> None:
             else:
                 nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-            if name.endswith("attn2.to_out.0") or name == "proj_out":
+            if name.endswith(_ZERO_AT_FIRST):
                 nn.init.zeros_(module.weight)
