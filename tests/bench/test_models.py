@@ -26,6 +26,7 @@ BILLIONS = {
     "pixart-alpha": 0.61,
     "pixart-sigma": 0.61,
     "latte": 1.06,
+    "latte-class": 0.67,
     "opensora-1.0": 0.76,
     "opensora-1.2": 1.21,
     "opensora-1.2-720p": 1.21,
@@ -69,6 +70,7 @@ def test_its_pipeline(case):
 # Fewer tokens and heads, for a CPU.
 SMALL_INPUTS = {
     "pixart-alpha": {"hidden_states": Noise((2, 4, 8, 8))},
+    "latte-class": {"hidden_states": Noise((2, 4, 2, 8, 8))},
     "opensora-1.0": {"hidden_states": Noise((2, 4, 2, 8, 8))},
     "opensora-1.2": {"hidden_states": Noise((2, 4, 2, 6, 9))},
     "wan2.2-5b": {
@@ -78,6 +80,7 @@ SMALL_INPUTS = {
 }
 SMALL_CONFIG = {
     "pixart-alpha": {"num_attention_heads": 4, "cross_attention_dim": 288},
+    "latte-class": {"num_attention_heads": 4, "sample_size": 8, "video_length": 2},
     "opensora-1.0": {"num_attention_heads": 4, "sample_size": 8, "video_length": 2},
     "opensora-1.2": {"num_attention_heads": 4},
     "wan2.2-5b": {"num_attention_heads": 2, "ffn_dim": 512},

@@ -582,6 +582,7 @@ class TestOnCuda:
         call, expected = on_cuda
         assert distance(call.run().cpu(), expected) <= 5e-3
 
+    @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
     def test_compiled(self, on_cuda):
         call, _ = on_cuda
         expected = call.run()

@@ -69,6 +69,33 @@ VIDEO_MODELS = (
         default=True,
     ),
     ModelCase(
+        name="latte-class",
+        title="Latte-XL/2, class (UCF-101), 16 × 256², CFG batch 2",
+        transformer="LatteClassTransformer3DModel",
+        config={
+            "num_attention_heads": 16,
+            "attention_head_dim": 72,
+            "num_layers": 14,
+            "in_channels": 4,
+            "out_channels": 8,
+            "patch_size": 2,
+            "sample_size": 32,
+            "video_length": 16,
+            "num_classes": 101,
+        },
+        inputs={
+            "hidden_states": Noise((2, 4, 16, 32, 32)),
+            "timestep": Fill(500, (2,), torch.int64),
+            "class_labels": Fill(7, (2,), torch.int64),
+        },
+        blocks={
+            "transformer_blocks": "num_layers",
+            "temporal_transformer_blocks": "num_layers",
+        },
+        pipeline="LatteClassPipeline",
+        tokens=16 * 16 * 16,
+    ),
+    ModelCase(
         name="opensora-1.0",
         title="Open-Sora 1.0, 16 × 512², CFG batch 2",
         transformer="STDiTTransformer3DModel",

@@ -194,7 +194,7 @@ class _Gatherer:
         level = self._level.value
         assert level is not None
         moment = gram(gradient.reshape(-1, self._sum.shape[0]))
-        self._sum += torch.where(level > 0, moment / level, 0.0)
+        self._sum.addcmul_(moment, torch.where(level > 0, 1 / level, 0.0))
         self._calls += 1
 
     def moment(self) -> Tensor:

@@ -218,13 +218,12 @@ class _Watcher:
             x = x[self.valid.bool()]
         x = x.reshape(-1, self.mean.shape[0])
         moment, x = gram(x), x.to(torch.float32)
-        self.step_amax[self.position] = torch.maximum(
-            self.step_amax[self.position], x.abs().amax(0)
-        )
+        amax = self.step_amax[self.position]
+        torch.maximum(amax, torch.linalg.vector_norm(x, torch.inf, 0), out=amax)
         self.count += x.shape[0]
         weight = x.shape[0] / self.count
-        self.mean += (x.mean(0) - self.mean) * weight
-        self.second_moment += (moment / x.shape[0] - self.second_moment) * weight
+        self.mean.lerp_(x.mean(0), weight)
+        self.second_moment.mul_(1 - weight).add_(moment, alpha=1 / self.count)
         chosen = _some(x.shape[0], self.share, self.seed).to(x.device, non_blocking=True)
         self.rows.append(x[chosen])
         self.row_steps.append(torch.full((len(chosen),), self.step))

@@ -21,13 +21,17 @@ __all__ = ["Grid", "fake_quantize", "grid_between", "minmax_grid", "search_grid"
 SHRINK = tuple(1.0 - 0.02 * i for i in range(26))
 """Fractions of the min–max range that a search tries: 1 … 0.5."""
 
+AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Values that a search holds at once: what a processor's cache has room for, or what keeps a GPU
+busy."""
+
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid of each row of a matrix (N, K).
+    """The grid of each row of a matrix (N, K), or several grids (…, N) of it.
 
     Attributes:
-        scale: (N,), or (N, ⌈K/group⌉) with groups.
+        scale: (…, N), or (…, N, ⌈K/group⌉) with groups.
         offset: of the same shape, or ``None``.
         group: columns that share a scale, 0 for all.
     """
@@ -37,22 +41,22 @@ class Grid:
     group: int = 0
 
     def steps(self, features: int) -> Tensor:
-        """(N, 1) or (N, K): the scale under each column."""
+        """(…, N, 1) or (…, N, K): the scale under each column."""
         return self._spread(self.scale, features)
 
     def offsets(self, features: int) -> Tensor | None:
-        """(N, 1) or (N, K): the offset under each column."""
+        """(…, N, 1) or (…, N, K): the offset under each column."""
         return None if self.offset is None else self._spread(self.offset, features)
 
     def codes(self, values: Tensor, fmt: Format) -> Tensor:
-        """(N, K) float -> (N, K) the nearest codes."""
-        offset = self.offsets(values.shape[1])
+        """(N, K) float -> (…, N, K) the nearest codes."""
+        offset = self.offsets(values.shape[-1])
         moved = values if offset is None else values - offset
-        return round_nearest(moved, self.steps(values.shape[1]), fmt)
+        return round_nearest(moved, self.steps(values.shape[-1]), fmt)
 
     def values(self, codes: Tensor) -> Tensor:
-        """(N, K) codes -> (N, K) in the dtype of the scale."""
-        features = codes.shape[1]
+        """(…, N, K) codes -> (…, N, K) in the dtype of the scale."""
+        features = codes.shape[-1]
         values = codes.to(self.scale.dtype) * self.steps(features)
         offset = self.offsets(features)
         return values if offset is None else values + offset
@@ -64,9 +68,9 @@ class Grid:
         return [Grid(*part, self.group) for part in zip(scales, offsets, strict=True)]
 
     def _spread(self, x: Tensor, features: int) -> Tensor:
-        if x.ndim < 2:
+        if not self.group:
             return x[..., None]
-        return x.repeat_interleave(self.group, 1)[:, :features]
+        return x.repeat_interleave(self.group, -1)[..., :features]
 
 
 def minmax_grid(values: Tensor, fmt: Format, *, group: int = 0, zero_point: bool = False) -> Grid:
@@ -87,23 +91,20 @@ def search_grid(
         group: columns that share a scale.
         zero_point: whether the grid may be moved.
     """
-    low, high = _extremes(values, group)
-    best = grid_between(low, high, fmt, group=group, zero_point=zero_point)
-    least = torch.full_like(best.scale, torch.inf)
-    for fraction in SHRINK:
-        grid = grid_between(
-            low * fraction, high * fraction, fmt, group=group, zero_point=zero_point
-        )
-        error = (values - grid.values(grid.codes(values, fmt))).square() * importance
-        error = _grouped(error, group).sum(-1)
-        better = error < least
-        least = torch.where(better, error, least)
-        scale = torch.where(better, grid.scale, best.scale)
-        offset = best.offset
-        if grid.offset is not None and best.offset is not None:
-            offset = torch.where(better, grid.offset, best.offset)
-        best = Grid(scale, offset, group)
-    return best
+    kind = {"group": group, "zero_point": zero_point}
+    fractions = torch.tensor(SHRINK, device=values.device)
+    at_once = AT_ONCE["cuda" if values.is_cuda else "cpu"] // len(fractions)
+    found: list[Grid] = []
+    for part in values.split(max(1, at_once // max(1, values.shape[1]))):
+        low, high = _extremes(part, group)
+        tried = fractions.view(-1, *[1] * low.ndim)
+        grids = grid_between(tried * low, tried * high, fmt, **kind)
+        error = (part - grids.values(grids.codes(part, fmt))).square_() * importance
+        best = fractions[_grouped(error, group).sum(-1).argmin(0)]
+        found.append(grid_between(best * low, best * high, fmt, **kind))
+    scale = torch.cat([grid.scale for grid in found])
+    offsets = [grid.offset for grid in found if grid.offset is not None]
+    return Grid(scale, torch.cat(offsets) if offsets else None, group)
 
 
 def fake_quantize(x: Tensor, fmt: Format, *, group: int = 0, zero_point: bool = False) -> Tensor:
@@ -131,7 +132,7 @@ def _extremes(values: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def _grouped(x: Tensor, group: int) -> Tensor:
-    """(N, K) -> (N, ⌈K/group⌉, group), filled up with zeros; (N, K) without groups."""
+    """(…, K) -> (…, ⌈K/group⌉, group), filled up with zeros; as it is without groups."""
     if not group:
         return x
-    return functional.pad(x, (0, -x.shape[1] % group)).unflatten(1, (-1, group))
+    return functional.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))

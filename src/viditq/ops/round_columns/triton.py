@@ -30,23 +30,40 @@ def kernel(
     i = tl.arange(0, BLOCK)
     inside = n < N
     before = tl.zeros([BLOCK, ROWS], tl.float32)
+    # A column is loaded while the one before it is rounded.
+    column, own, r, s, start = _loaded(
+        target + n, factor, factor_row, factor_column, scale + n, scale_row, old, n, N, i, 0, inside
+    )
     for j in range(size):
-        place = j * N + n
-        column = tl.load(factor + i * factor_row + j * factor_column, mask=i < j, other=0.0)
-        own = tl.load(factor + j * (factor_row + factor_column))
-        s = tl.load(scale + j * scale_row + n, mask=inside, other=1.0)
-        r = tl.load(target + place, mask=inside, other=0.0)
+        following = _loaded(
+            target + n, factor, factor_row, factor_column, scale + n, scale_row, old, n, N, i,
+            tl.minimum(j + 1, size - 1), inside,
+        )  # fmt: skip
         r -= tl.sum(column[:, None] * before, axis=0)
         if old is None:
             code = _rounded(tl.div_rn(r, s), LOW, HIGH)
             shift = tl.div_rn(r - s * code, own)
         else:
-            start = tl.load(old + place, mask=inside, other=0.0)
             code = _rounded(tl.div_rn(r, own * s) + start, LOW, HIGH)
             shift = s * (code - start)
-        tl.store(codes + place, code, mask=inside)
-        tl.store(moved + place, shift, mask=inside)
+        tl.store(codes + j * N + n, code, mask=inside)
+        tl.store(moved + j * N + n, shift, mask=inside)
         before = tl.where(i[:, None] == j, shift[None, :], before)
+        column, own, r, s, start = following
+
+
+@triton.jit
+def _loaded(target, factor, factor_row, factor_column, scale, scale_row, old, n, N, i, j, inside):
+    """Of column ``j``: the factor above the diagonal and on it, target, scale and old codes."""
+    factor += j * factor_column
+    column = tl.load(factor + i * factor_row, mask=i < j, other=0.0)
+    own = tl.load(factor + j * factor_row)
+    r = tl.load(target + j * N, mask=inside, other=0.0)
+    s = tl.load(scale + j * scale_row, mask=inside, other=1.0)
+    start = r
+    if old is not None:
+        start = tl.load(old + j * N + n, mask=inside, other=0.0)
+    return column, own, r, s, start
 
 
 @triton.jit
