@@ -18,6 +18,7 @@ _STRESS = "-stress"
 _KINDS = {
     "shapes-image": "image",
     "shapes-video": "video",
+    "shapes-stdit": "video",
 }
 BUNDLED: tuple[str, ...] = (*_KINDS, *(name + _STRESS for name in _KINDS))
 # Distinct held-out captions there are at least; asking for more is a mistake.
