@@ -68,6 +68,17 @@ def test_round_trip(complete, calls):
         assert same(dict(call.arguments), expected)
 
 
+def test_one_call_in_some_is_spread_over_prompts_and_steps(complete):
+    every = [(call.prompt, call.step) for call in complete]
+    assert len(every) == len(complete) == complete.count()
+    some = [(call.prompt, call.step) for call in complete.calls(2)]
+    assert len(some) == complete.count(2) == (len(every) + 1) // 2
+    assert set(some) < set(every)
+    assert {prompt for prompt, _ in some} == {prompt for prompt, _ in every}
+    assert {step for _, step in some} == {step for _, step in every}
+    assert len(list(complete.calls(100))) == 1
+
+
 def test_two_arguments_may_be_one_tensor(tmp_path):
     """safetensors refuses tensors that share memory; pipelines pass such."""
     x = torch.randn(4, 2)

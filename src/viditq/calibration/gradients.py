@@ -9,12 +9,12 @@ alone otherwise. Layers keep their proportions to each other.
 
 Moments are taken in batches that fit into memory, each one pass over the set, forward and backward;
 finished layers are on disk at once. Of a large model activations are computed again instead of
-kept, and a few prompts do: it has thousands of tokens in a call. Only what the sampler uses of
+kept, and one call in four does: it has thousands of tokens. Only what the sampler uses of
 the output counts: of a model that predicts a variance too, the first half.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from viditq.calibration.large import gram, halved_if_large, is_large
+from viditq.calibration.large import GRADIENT_EVERY, gram, halved_if_large, is_large
 from viditq.calibration.observe import check_recorded_from, file_of, in_batches
 from viditq.calibration.recorded import CalibrationSet, move
 from viditq.models import LayerInfo, adapter_for
@@ -34,9 +34,6 @@ __all__ = ["observe_gradients"]
 
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Not cuDNN's: its backward reads memory that is not its own (FLUX, torch 2.11, one H200)."""
-
-FEW = 4
-"""Prompts of a large model whose calls are differentiated."""
 
 
 def observe_gradients(
@@ -110,10 +107,10 @@ def _moments(
         for name, watcher in (*everywhere.items(), *gatherers.items())
     ]
     generator = torch.Generator().manual_seed(0)
-    prompts, found = _prompts(model, recorded), []
-    total = len(prompts) * len(recorded.info.steps)
+    every, found = GRADIENT_EVERY if is_large(model) else 1, []
     try:
-        for number, call in enumerate(track(recorded.calls(prompts), what, total)):
+        calls = track(recorded.calls(every), what, recorded.count(every))
+        for number, call in enumerate(calls):
             level.value = None if levels is None else levels[number].to(parameter.device)
             output = _used(model, model(**move(call.arguments, parameter.device))[0])
             direction = torch.randn(output.shape, generator=generator)
@@ -125,14 +122,6 @@ def _moments(
             handle.remove()
     moments = {name: gatherer.moment() for name, gatherer in gatherers.items()}
     return moments, torch.stack(found).cpu()
-
-
-def _prompts(model: nn.Module, recorded: CalibrationSet) -> Sequence[int]:
-    """Whose calls are differentiated: all, or a few spread evenly."""
-    prompts = len(recorded.info.prompts)
-    if not is_large(model) or prompts <= FEW:
-        return range(prompts)
-    return [number * prompts // FEW for number in range(FEW)]
 
 
 @contextmanager

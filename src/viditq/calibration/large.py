@@ -1,7 +1,8 @@
 """What calibration does otherwise for a large model, so that it takes minutes and not hours.
 
-On a GPU its linear layers multiply in bf16, as they will when it is used; statistics are summed in
-fp32 either way. Activations are computed again in the backward pass instead of kept.
+It has thousands of tokens in a call, so fewer calls do. On a GPU its linear layers multiply in
+bf16, as they will when it is used; statistics are summed in fp32 either way. Activations are
+computed again in the backward pass instead of kept.
 """
 
 from collections.abc import Iterator
@@ -10,10 +11,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gram", "halved_if_large", "is_large"]
+__all__ = ["GRADIENT_EVERY", "INPUT_EVERY", "gram", "halved_if_large", "is_large"]
 
 LARGE = 1 << 28
 """Parameters of a large model, at least."""
+
+INPUT_EVERY, GRADIENT_EVERY = 2, 4
+"""One call in so many is looked at for the inputs of layers, and for gradients."""
 
 
 def is_large(model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from viditq.calibration.large import gram, halved_if_large
+from viditq.calibration.large import INPUT_EVERY, gram, halved_if_large, is_large
 from viditq.calibration.recorded import CalibrationSet, move
 from viditq.errors import CalibrationError
 from viditq.models import LayerInfo, adapter_for
@@ -134,7 +134,8 @@ def _watch(
     steps = recorded.info.steps
     masks = adapter_for(model).token_masks
     watchers = {info.name: _Watcher(info.in_features, len(steps), device) for info in infos}
-    share = math.ceil(rows / len(recorded))
+    every = INPUT_EVERY if is_large(model) else 1
+    share = math.ceil(rows / recorded.count(every))
     handles = [
         model.get_submodule(name).register_forward_pre_hook(watcher.see)
         for name, watcher in watchers.items()
@@ -142,7 +143,8 @@ def _watch(
     once = False
     try:
         with torch.inference_mode(), halved_if_large(model):
-            for index, call in enumerate(track(recorded, what, len(recorded))):
+            calls = track(recorded.calls(every), what, recorded.count(every))
+            for index, call in enumerate(calls):
                 arguments = move(call.arguments, device)
                 for info in infos:
                     valid = arguments.get(masks.get(info.role))

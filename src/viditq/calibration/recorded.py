@@ -8,7 +8,7 @@ prompt's folder appears when it is complete, so an interrupted recording goes on
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,23 +111,35 @@ class CalibrationSet:
 
     def __len__(self) -> int:
         """Number of calls when complete."""
-        return len(self.info.prompts) * len(self.info.steps)
+        return self.count()
 
     def __iter__(self) -> Iterator[RecordedCall]:
         """Every call, prompt by prompt; one is in memory at a time."""
-        return self.calls(range(len(self.info.prompts)))
+        return self.calls()
 
-    def calls(self, prompts: Iterable[int]) -> Iterator[RecordedCall]:
-        """The calls of these prompts, by index."""
+    def calls(self, every: int = 1) -> Iterator[RecordedCall]:
+        """One call in ``every``, so that each prompt and each step has its share."""
         if self.missing:
             raise CalibrationError(
                 f"{self.folder} is incomplete: {len(self.missing)} of {len(self.info.prompts)} "
                 f"prompts are not recorded; record again to go on."
             )
-        for prompt in prompts:
-            for step in self.info.steps:
-                path = self._prompt_folder(prompt) / _file_name(step)
-                yield RecordedCall(prompt, step, _read_call(path))
+        for prompt, step in self._chosen(every):
+            path = self._prompt_folder(prompt) / _file_name(step)
+            yield RecordedCall(prompt, step, _read_call(path))
+
+    def count(self, every: int = 1) -> int:
+        """How many :meth:`calls` there are."""
+        return len(self._chosen(every))
+
+    def _chosen(self, every: int) -> list[tuple[int, int]]:
+        """(prompt, step) of one call in ``every``."""
+        return [
+            (prompt, step)
+            for prompt in range(len(self.info.prompts))
+            for position, step in enumerate(self.info.steps)
+            if (prompt + position) % every == 0
+        ]
 
     def write_prompt(self, prompt: int, calls: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         """Store the kept calls of one trajectory; they appear together.
