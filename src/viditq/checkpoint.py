@@ -9,7 +9,7 @@ pickled.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -327,11 +327,7 @@ def _stored_tensors(folder: Path, model: nn.Module) -> Iterator[tuple[Any, str, 
     quantized = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]
     kept = {f"{name}.{tensor}" for name, _ in quantized for tensor in EXACT_TENSORS}
     for path in _weight_files(folder):
-        try:
-            file = safe_open(path, "pt")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is damaged or cut off ({error}).") from None
-        with file:
+        with open_weights(path) as file:
             for name in file.keys():  # noqa: SIM118
                 want = waiting.pop(name, None)
                 if want is None:
@@ -350,10 +346,22 @@ def _stored_tensors(folder: Path, model: nn.Module) -> Iterator[tuple[Any, str, 
                         f"{path}: {name} has dtype {dtype}, expected {_DTYPES[want.dtype]}."
                     )
                 yield file, name, exact
-    if waiting:
+    refuse_missing(folder, waiting, len(expected))
+
+
+def open_weights(path: str | Path) -> Any:
+    """The opened safetensors; :class:`CheckpointError` if they cannot be read."""
+    try:
+        return safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged or cut off ({error}).") from None
+
+
+def refuse_missing(folder: str | Path, missing: Collection[str], expected: int) -> None:
+    """:class:`CheckpointError` if any of the ``expected`` tensors are ``missing``."""
+    if missing:
         raise CheckpointError(
-            f"{folder} lacks the tensor {min(waiting)!r} ({len(waiting)} of {len(expected)} "
-            f"missing)."
+            f"{folder} lacks the tensor {min(missing)!r} ({len(missing)} of {expected} missing)."
         )
 
 
