@@ -173,8 +173,7 @@ def load(
     tensors: dict[str, Tensor] = {}
     for file, name, exact in _stored_tensors(folder, model):
         tensor = file.get_tensor(name)
-        as_stored = exact or dtype is None
-        own = tensor.dtype if as_stored else loaded_dtype(model, name, dtype)
+        own = tensor.dtype if exact or dtype is None else loaded_dtype(model, name, dtype)
         tensors[name] = tensor.to(device, own)
     model.load_state_dict(tensors, assign=True)
     set_config(model, config)
