@@ -2,6 +2,7 @@
 
 from viditq.calibration.gradients import observe_gradients, output_bytes
 from viditq.calibration.observe import input_bytes, model_fingerprint, observe
+from viditq.calibration.padding import valid_tokens
 from viditq.calibration.recorded import CalibrationInfo, CalibrationSet, RecordedCall, move
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "observe",
     "observe_gradients",
     "output_bytes",
+    "valid_tokens",
 ]

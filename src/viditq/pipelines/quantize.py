@@ -7,9 +7,11 @@ diffusers pipeline: everything but the transformer is copied as it is.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +125,11 @@ def quantize(
         shutil.rmtree(work)
         recorded = run_record()
     fingerprint = model_fingerprint(model)
-    reference = _outputs(model, recorded)
+    reference = _outputs(model, recorded, track)
     plan, diagnostics = quantize_transformer_(
         model, recipe, recorded, rounding, statistics=calibration, track=track
     )
-    measured = _measure(reference, _outputs(model, recorded), diagnostics)
+    measured = _measure(reference, _outputs(model, recorded, track), diagnostics)
     info = recorded.info
     provenance = Provenance(
         base_model=str(source),
@@ -163,16 +165,16 @@ def calibration_prompts(source: str | Path, num: int = DEFAULT_PROMPTS) -> list[
     return read_prompts(Path(__file__).with_name("prompts.txt"))[:num]
 
 
-def _outputs(model: nn.Module, recorded: CalibrationSet) -> list[Tensor]:
+def _outputs(model: nn.Module, recorded: CalibrationSet, track: Track) -> list[Tensor]:
     """The transformer's output on some recorded calls, spread over the set."""
     device = next(model.parameters()).device
     every = max(1, len(recorded) // MEASURED_CALLS)
+    calls = islice(recorded, 0, None, every)
     outputs = []
     with torch.inference_mode():
-        for number, call in enumerate(recorded):
-            if number % every == 0:
-                arguments = {**move(call.arguments, device), "return_dict": False}
-                outputs.append(model(**arguments)[0].float().cpu())
+        for call in track(calls, "measure", math.ceil(len(recorded) / every)):
+            arguments = {**move(call.arguments, device), "return_dict": False}
+            outputs.append(model(**arguments)[0].float().cpu())
     return outputs
 
 
