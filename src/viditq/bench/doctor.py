@@ -35,22 +35,32 @@ __all__ = ["Diagnosis", "LayerVerdict", "diagnose"]
 BRANCHES = 2
 """With guidance every step runs on the conditional and the unconditional branch together."""
 
+ONE_BRANCH = ("FluxPipeline",)
+"""Pipelines whose transformer has one branch in a call."""
+
 TEXT_TOKENS = {
     "PixArtAlphaPipeline": 120,
     "PixArtSigmaPipeline": 300,
     "LattePipeline": 120,
     "OpenSoraPipeline": 120,
     "OpenSora12Pipeline": 300,
+    "FluxPipeline": 512,
 }
 """Caption length of each pipeline that reads captions, padding included."""
 
-ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27}
-"""Tokens of a video of the default size, of pipelines whose transformer has no size of its own."""
+ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27, "FluxPipeline": 64 * 64}
+"""Tokens of a sample of the default size, of pipelines whose transformer has no size of its own."""
 
 REPEATS_CAPTIONS = ("LattePipeline",)
 """Pipelines that show the caption to every frame by itself."""
 
 TEXT_ROLES = ("cross_attn.kv",)
+
+TEXT_STREAM = ("attn.add_", "attn.to_add_out", "ff_context.", "txt_mlp.")
+"""How layers begin, in blocks of two streams, that only the caption goes through."""
+
+BOTH_STREAMS = "single_transformer_blocks."
+"""Blocks that the caption and the latents go through side by side."""
 
 INT8_TENSOR_CORES = (7, 5)
 """First compute capability that has them."""
@@ -207,13 +217,22 @@ def _describe(folder: Path) -> tuple[Any, Mapping[str, LayerPlan]]:
 
 
 def _token_counts(model: Any, pipeline: str, tokens: int | None) -> dict[str, int]:
-    """M of layers that read the caption (``text``) and of all others (``latent``)."""
+    """M of layers that read the caption (``text``), the latents, or ``both`` side by side."""
     config = model.config
     frames = int(config.get("video_length", 1))
+    branches = 1 if pipeline in ONE_BRANCH else BRANCHES
     one = ANY_SIZE.get(pipeline) or frames * (config.sample_size // config.patch_size) ** 2
-    latent = BRANCHES * one
-    text = BRANCHES * TEXT_TOKENS.get(pipeline, 0) * (frames if pipeline in REPEATS_CAPTIONS else 1)
-    return {"latent": latent if tokens is None else tokens, "text": text}
+    latent = branches * one if tokens is None else tokens
+    text = branches * TEXT_TOKENS.get(pipeline, 0) * (frames if pipeline in REPEATS_CAPTIONS else 1)
+    return {"latent": latent, "text": text, "both": latent + text}
+
+
+def _reads(info: LayerInfo) -> str:
+    """Which of the counts is the layer's."""
+    if info.block.startswith(BOTH_STREAMS):
+        return "both"
+    in_block = info.name.removeprefix(f"{info.block}.")
+    return "text" if info.role in TEXT_ROLES or in_block.startswith(TEXT_STREAM) else "latent"
 
 
 def _by_shape(
@@ -222,7 +241,7 @@ def _by_shape(
     """Layers of one shape and weight format together, not yet measured."""
     groups: dict[tuple[int, int, int, str], list[LayerInfo]] = {}
     for info in infos:
-        m = counts["text" if info.role in TEXT_ROLES else "latent"]
+        m = counts[_reads(info)]
         key = (m, info.out_features, info.in_features, plans[info.name].weight)
         groups.setdefault(key, []).append(info)
     return [

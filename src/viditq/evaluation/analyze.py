@@ -122,7 +122,8 @@ def analyze(
         num: Trajectories, 1 or more.
         seed: Trajectory ``i`` starts from the noise of seed ``seed + i``.
         steps: Denoising steps, all of them recorded.
-        guidance: Classifier-free guidance scale; at 1 or below there is no condition level.
+        guidance: Guidance scale; there is a condition level only where it is classifier-free,
+            above 1, and the pipeline batches its branches.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         overwrite: Whether an earlier analysis may be replaced.
         track: Shows progress.
@@ -181,11 +182,16 @@ def _vary(
     transformer: torch.nn.Module, recorded: CalibrationSet, track: Track
 ) -> dict[str, VariationHook]:
     """The first pass, with a hook on the first layer of each shared input."""
-    steps, guided = len(recorded.info.steps), recorded.info.guidance > 1
+    steps, guided = len(recorded.info.steps), _has_branches(recorded)
     infos = adapter_for(transformer).layers(transformer)
     hooks = {name: VariationHook(steps, guided) for name in group_layers(infos.values())}
     _watch(transformer, recorded, hooks, track, "analyze")
     return hooks
+
+
+def _has_branches(recorded: CalibrationSet) -> bool:
+    """Whether a call, which is of one sample, has it without and with the prompt."""
+    return len(next(recorded.calls()).arguments["hidden_states"]) > 1
 
 
 def _balance(
@@ -195,7 +201,7 @@ def _balance(
     track: Track,
 ) -> dict[str, Incoherence]:
     """The second pass, with the balances that follow from the first."""
-    steps, guided = len(recorded.info.steps), recorded.info.guidance > 1
+    steps, guided = len(recorded.info.steps), _has_branches(recorded)
     hooks: dict[str, IncoherenceHook] = {}
     weights: dict[str, Balanced] = {}
     infos = adapter_for(transformer).layers(transformer)

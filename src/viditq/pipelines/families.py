@@ -11,8 +11,13 @@ from typing import Any
 
 from viditq.errors import PipelineError
 from viditq.models import Adapter, adapter_named
+from viditq.pipelines import image_families as images
 
 __all__ = ["FAMILIES", "Family", "family", "family_named"]
+
+
+def _guidance_scale(scale: float, num: int) -> dict[str, Any]:  # noqa: ARG001 - is of all prompts
+    return {"guidance_scale": scale}
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,12 @@ class Family:
         pipeline: class name.
         adapter: of its transformer.
         arguments: call arguments beside prompt, steps, guidance, generator and latents.
-        latent_shape: of one sample's noise.
+        latent_shape: of one sample's noise, as the pipeline takes it.
         max_batch: most prompts in one call for which a sample does not depend on its neighbours.
         module: where the class is, for those that diffusers does not have.
         prompts: some to calibrate with, from the transformer's configuration and how many, for
             those that do not take every text.
+        guidance: call arguments that say how strong guidance is, for so many prompts.
     """
 
     pipeline: str
@@ -37,6 +43,7 @@ class Family:
     max_batch: int | None = None
     module: str = "diffusers"
     prompts: Callable[[Mapping[str, Any], int], list[str]] | None = None
+    guidance: Callable[[float, int], Mapping[str, Any]] = _guidance_scale
 
     @property
     def pipeline_class(self) -> Any:
@@ -74,6 +81,7 @@ _LATTE = adapter_named("LatteTransformer3DModel")
 _LATTE_CLASS = adapter_named("LatteClassTransformer3DModel")
 _STDIT = adapter_named("STDiTTransformer3DModel")
 _STDIT3 = adapter_named("STDiT3Transformer3DModel")
+_FLUX = adapter_named("FluxTransformer2DModel")
 _OPENSORA = "viditq.pipelines.opensora"
 
 
@@ -123,6 +131,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 _any_size_latent,
                 module=f"{_OPENSORA}12",
             ),
+            Family("FluxPipeline", _FLUX, images.flux, images.patches),
         )
     }
 )
