@@ -6,17 +6,42 @@ file keeps: :func:`small` makes it few.
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    SanaPipeline,
+    StableDiffusion3Pipeline,
+)
 from tokenizers import processors
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    PreTrainedTokenizerFast,
+)
 
 import tiny
+from tiny_transformers import SANA, SD3
 
-__all__ = ["PIPELINES", "small"]
+__all__ = [
+    "BATCHED_BRANCHES",
+    "PIPELINES",
+    "SHAPES",
+    "WITHOUT_GUIDANCE",
+    "call_arguments",
+    "small",
+    "stock",
+]
 
 LATENT_SIDE = 8
 CAPTION_TOKENS = 16
@@ -91,16 +116,71 @@ def flux(guidance: bool = True) -> FluxPipeline:
     )
 
 
+def sd3(t5: bool = True) -> StableDiffusion3Pipeline:
+    """SD3; without T5, its place in the captions is zeros."""
+    torch.manual_seed(0)
+    config = SD3 | {"joint_attention_dim": 24, "pooled_projection_dim": 2 * 12}
+    return StableDiffusion3Pipeline(
+        diffusers.SD3Transformer2DModel(**config),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        autoencoder(config["in_channels"]),
+        CLIPTextModelWithProjection(clip_config(12)),
+        clip_tokenizer(),
+        CLIPTextModelWithProjection(clip_config(12)),
+        clip_tokenizer(),
+        tiny.text_encoder(24) if t5 else None,
+        tiny.tokenizer() if t5 else None,
+    )
+
+
+def sana() -> SanaPipeline:
+    torch.manual_seed(0)
+    stages = {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in {
+            "block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"),
+            "block_out_channels": (8, 8, 8),
+            "layers_per_block": (1, 1, 1),
+            "qkv_multiscales": ((), (), (5,)),
+        }.items()
+    }
+    vae = diffusers.AutoencoderDC(latent_channels=4, attention_head_dim=4, **stages)
+    text_encoder = Gemma2Config(
+        vocab_size=32,
+        hidden_size=SANA["caption_channels"],
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+    )
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return SanaPipeline(
+        tiny.tokenizer(),
+        Gemma2Model(text_encoder),
+        vae,
+        diffusers.SanaTransformer2DModel(**SANA),
+        scheduler,
+    )
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "flux, schnell": lambda: flux(guidance=False),
+    "sd3": sd3,
+    "sd3, without T5": lambda: sd3(t5=False),
+    "sana": sana,
 }
 
 WITHOUT_GUIDANCE = ("flux, schnell",)
 """Those whose samples guidance does not change."""
 
-BATCHED_BRANCHES: tuple[str, ...] = ()
-"""Those that run both guidance branches in one call."""
+BATCHED_BRANCHES = {"flux": False, "sd3": True}
+"""Whether both guidance branches run in one call, of some."""
 
 IMAGE, TEXT = 64 * 64, 512
 FLUX_SHAPES = {
@@ -114,11 +194,37 @@ FLUX_SHAPES = {
     (IMAGE + TEXT, 32, 32): 3,
     (IMAGE + TEXT, 32, 160): 1,
 }
-SHAPES: dict[str, dict[tuple[int, int, int], int]] = {"flux": FLUX_SHAPES}
+SD3_SHAPES = {
+    (2 * 16, 32, 32): 12,
+    (2 * 333, 32, 32): 11,  # of the last block, not the layer behind the attention
+    (2 * 16, 128, 32): 3,
+    (2 * 16, 32, 128): 3,
+    (2 * 333, 128, 32): 2,
+    (2 * 333, 32, 128): 2,
+}
+SANA_SHAPES = {(2 * 64, 32, 32): 12, (2 * 300, 32, 32): 4}
+SHAPES: dict[str, dict[tuple[int, int, int], int]] = {
+    "flux": FLUX_SHAPES,
+    "sd3": SD3_SHAPES,
+    "sana": SANA_SHAPES,
+}
 """(M, N, K) of a call at the default size, and how many layers have it."""
+
+
+LEFT_OUT = {"sd3, without T5": {"text_encoder_3": None, "tokenizer_3": None}}
+"""Parts that a directory does not have, as diffusers has to be told."""
+
+
+def stock(name: str, folder: Path, **arguments: Any) -> Any:
+    """The saved pipeline ``name``, loaded by diffusers alone."""
+    pipe = DiffusionPipeline.from_pretrained(folder, **LEFT_OUT.get(name, {}), **arguments)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def call_arguments(name: str, guidance: float) -> dict[str, Any]:
     """What a call of the stock pipeline needs beside prompt, steps and noise."""
     shorter = {"max_sequence_length": 256} if name == "flux, schnell" else {}
+    if name == "sana":
+        shorter = {"height": 32, "width": 32, "use_resolution_binning": False}
     return {"guidance_scale": guidance, **shorter}

@@ -4,7 +4,6 @@ from functools import cache
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.quantizers import auto
 
 import tiny
@@ -65,8 +64,7 @@ def generate(pipe, prompts=PROMPTS, seeds=SEEDS, **changes):
 @NAMES
 def test_float_samples_are_upstreams_to_the_bit(floats, name):
     """With its own defaults, and the same noise."""
-    stock = DiffusionPipeline.from_pretrained(floats(name))
-    stock.set_progress_bar_config(disable=True)
+    stock = tiny_images.stock(name, floats(name))
     ours = generate(pipelines.load(floats(name)), PROMPTS[:1], SEEDS[:1])
     noise = torch.randn(
         family(stock).latent_shape(stock), generator=torch.Generator().manual_seed(SEEDS[0])
@@ -144,8 +142,7 @@ def test_diffusers_loads_it(quantized, monkeypatch, name):
     pipelines.register()
     out, _ = quantized(name)
     for dtype in (torch.float32, torch.bfloat16):
-        stock = DiffusionPipeline.from_pretrained(out, dtype=dtype)
-        stock.set_progress_bar_config(disable=True)
+        stock = tiny_images.stock(name, out, dtype=dtype)
         ours = generate(pipelines.load(out, dtype=dtype), PROMPTS[:1], [0])
         assert torch.equal(generate(stock, PROMPTS[:1], [0]), ours)
 
@@ -162,11 +159,10 @@ def test_compare(floats, quantized, tmp_path, name):
     assert 15 < result.psnr_db < PSNR_CEILING_DB
 
 
-@NAMES
-def test_analyze(floats, tmp_path, name):
+@pytest.mark.parametrize(("name", "batched"), tiny_images.BATCHED_BRANCHES.items())
+def test_analyze(floats, tmp_path, name, batched):
     analysis = analyze(floats(name), tmp_path / "a", prompts=PROMPTS, num=1, steps=2)
-    batched = [role.condition is not None for role in analysis.roles.values()]
-    assert any(batched) == (name in tiny_images.BATCHED_BRANCHES)
+    assert {role.condition is not None for role in analysis.roles.values()} == {batched}
 
 
 @pytest.mark.parametrize("name", tiny_images.SHAPES)

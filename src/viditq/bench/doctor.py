@@ -45,6 +45,8 @@ TEXT_TOKENS = {
     "OpenSoraPipeline": 120,
     "OpenSora12Pipeline": 300,
     "FluxPipeline": 512,
+    "StableDiffusion3Pipeline": 77 + 256,
+    "SanaPipeline": 300,
 }
 """Caption length of each pipeline that reads captions, padding included."""
 

@@ -62,8 +62,8 @@ def _size(pipe: Any) -> dict[str, int]:
     return {"height": size, "width": size}
 
 
-def _pixart(pipe: Any) -> dict[str, Any]:
-    # Binning maps the size to a table made for 256 … 2048 pixels; ours is already the trained one.
+def _binned(pipe: Any) -> dict[str, Any]:
+    # Binning maps the size to a table made for a few trained ones; ours is already the trained one.
     return {**_size(pipe), "use_resolution_binning": False, "clean_caption": False}
 
 
@@ -82,6 +82,8 @@ _LATTE_CLASS = adapter_named("LatteClassTransformer3DModel")
 _STDIT = adapter_named("STDiTTransformer3DModel")
 _STDIT3 = adapter_named("STDiT3Transformer3DModel")
 _FLUX = adapter_named("FluxTransformer2DModel")
+_SD3 = adapter_named("SD3Transformer2DModel")
+_SANA = adapter_named("SanaTransformer2DModel")
 _OPENSORA = "viditq.pipelines.opensora"
 
 
@@ -111,8 +113,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         f.pipeline: f
         for f in (
-            Family("PixArtAlphaPipeline", _PIXART, _pixart, _image_latent),
-            Family("PixArtSigmaPipeline", _PIXART, _pixart, _image_latent),
+            Family("PixArtAlphaPipeline", _PIXART, _binned, _image_latent),
+            Family("PixArtSigmaPipeline", _PIXART, _binned, _image_latent),
             # Latte cuts the padding off a caption only when it is alone in the batch.
             Family("LattePipeline", _LATTE, _latte, _video_latent, max_batch=1),
             Family(
@@ -132,6 +134,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 module=f"{_OPENSORA}12",
             ),
             Family("FluxPipeline", _FLUX, images.flux, images.patches),
+            Family("StableDiffusion3Pipeline", _SD3, _size, _image_latent),
+            Family("SanaPipeline", _SANA, _binned, _image_latent),
         )
     }
 )

@@ -139,7 +139,8 @@ def load(
     target = resolve_device(device)
     folder = resolve(source)
     index = read_index(folder)
-    components: dict[str, Any] = {}
+    # Of a part that was left out, diffusers wants to hear again.
+    components: dict[str, Any] = {n: None for n, value in index.items() if value == [None, None]}
     if checkpoint.is_quantized(folder / TRANSFORMER):
         fuse = blocks.is_faster(target) if fuse is None else fuse
         components[TRANSFORMER] = checkpoint.load(folder / TRANSFORMER, dtype=dtype, fuse=fuse)
