@@ -16,6 +16,7 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Pipeline,
     FluxPipeline,
     SanaPipeline,
     StableDiffusion3Pipeline,
@@ -27,11 +28,13 @@ from transformers import (
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 
 import tiny
-from tiny_transformers import SANA, SD3
+from tiny_transformers import FLUX2, SANA, SD3
 
 __all__ = [
     "BATCHED_BRANCHES",
@@ -49,7 +52,7 @@ CAPTION_TOKENS = 16
 
 def small(monkeypatch: Any) -> None:
     """Until the test ends, pipelines without a trained size have :data:`LATENT_SIDE`."""
-    for name in ("FluxPipeline",):
+    for name in ("FluxPipeline", "Flux2Pipeline"):
         monkeypatch.setattr(getattr(diffusers, name), "__init__", _with_side(name))
 
 
@@ -168,9 +171,62 @@ def sana() -> SanaPipeline:
     )
 
 
+CHAT = (
+    "{% for turn in messages %}{% for part in turn['content'] %}"
+    "{{ part['text'] }} {% endfor %}{% endfor %}"
+)
+"""All texts of a conversation, one behind the other."""
+
+
+def flux2() -> Flux2Pipeline:
+    """Captions are what three of the text encoder's layers make, the last of them the thirtieth."""
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=FLUX2["in_channels"] // 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    width = 8
+    language = {
+        "model_type": "mistral",
+        "vocab_size": 32,
+        "hidden_size": width,
+        "intermediate_size": 16,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": width,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = CHAT
+    return Flux2Pipeline(
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae,
+        Mistral3ForConditionalGeneration(
+            Mistral3Config(text_config=language, vision_config=vision)
+        ),
+        tokenizer,
+        diffusers.Flux2Transformer2DModel(**FLUX2 | {"joint_attention_dim": 3 * width}),
+    )
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "flux, schnell": lambda: flux(guidance=False),
+    "flux2": flux2,
     "sd3": sd3,
     "sd3, without T5": lambda: sd3(t5=False),
     "sana": sana,
@@ -194,6 +250,16 @@ FLUX_SHAPES = {
     (IMAGE + TEXT, 32, 32): 3,
     (IMAGE + TEXT, 32, 160): 1,
 }
+FLUX2_SHAPES = {
+    (IMAGE, 32, 32): 8,
+    (TEXT, 32, 32): 8,
+    (IMAGE, 192, 32): 2,
+    (IMAGE, 32, 96): 2,
+    (TEXT, 192, 32): 2,
+    (TEXT, 32, 96): 2,
+    (IMAGE + TEXT, 96 + 192, 32): 2,
+    (IMAGE + TEXT, 32, 32 + 96): 2,
+}
 SD3_SHAPES = {
     (2 * 16, 32, 32): 12,
     (2 * 333, 32, 32): 11,  # of the last block, not the layer behind the attention
@@ -205,6 +271,7 @@ SD3_SHAPES = {
 SANA_SHAPES = {(2 * 64, 32, 32): 12, (2 * 300, 32, 32): 4}
 SHAPES: dict[str, dict[tuple[int, int, int], int]] = {
     "flux": FLUX_SHAPES,
+    "flux2": FLUX2_SHAPES,
     "sd3": SD3_SHAPES,
     "sana": SANA_SHAPES,
 }

@@ -35,7 +35,7 @@ __all__ = ["Diagnosis", "LayerVerdict", "diagnose"]
 BRANCHES = 2
 """With guidance every step runs on the conditional and the unconditional branch together."""
 
-ONE_BRANCH = ("FluxPipeline",)
+ONE_BRANCH = ("FluxPipeline", "Flux2Pipeline")
 """Pipelines whose transformer has one branch in a call."""
 
 TEXT_TOKENS = {
@@ -45,12 +45,17 @@ TEXT_TOKENS = {
     "OpenSoraPipeline": 120,
     "OpenSora12Pipeline": 300,
     "FluxPipeline": 512,
+    "Flux2Pipeline": 512,
     "StableDiffusion3Pipeline": 77 + 256,
     "SanaPipeline": 300,
 }
 """Caption length of each pipeline that reads captions, padding included."""
 
-ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27, "FluxPipeline": 64 * 64}
+ANY_SIZE = {
+    "OpenSora12Pipeline": 15 * 15 * 27,
+    "FluxPipeline": 64 * 64,
+    "Flux2Pipeline": 64 * 64,
+}
 """Tokens of a sample of the default size, of pipelines whose transformer has no size of its own."""
 
 REPEATS_CAPTIONS = ("LattePipeline",)

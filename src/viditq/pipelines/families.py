@@ -84,6 +84,7 @@ _STDIT3 = adapter_named("STDiT3Transformer3DModel")
 _FLUX = adapter_named("FluxTransformer2DModel")
 _SD3 = adapter_named("SD3Transformer2DModel")
 _SANA = adapter_named("SanaTransformer2DModel")
+_FLUX2 = adapter_named("Flux2Transformer2DModel")
 _OPENSORA = "viditq.pipelines.opensora"
 
 
@@ -134,6 +135,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 module=f"{_OPENSORA}12",
             ),
             Family("FluxPipeline", _FLUX, images.flux, images.patches),
+            Family("Flux2Pipeline", _FLUX2, images.default_size, images.grid_of_patches),
             Family("StableDiffusion3Pipeline", _SD3, _size, _image_latent),
             Family("SanaPipeline", _SANA, _binned, _image_latent),
         )

@@ -1,7 +1,7 @@
-"""How pipelines of images that have no trained size are called: FLUX.1.
+"""How pipelines of images that have no trained size are called: FLUX.1 and FLUX.2.
 
 Their transformers work on 2 × 2 latent pixels as one token, and any number of them; the size here
-is the pipelines' default. Guidance is an input of the transformer, where it has one at all.
+is the pipelines' default. Guidance is an input of the transformers, where they have one at all.
 Pictures to start from, adapters for them and true guidance are declined.
 """
 
