@@ -26,14 +26,15 @@ from viditq.bench.timing import clear_memory, measure
 from viditq.errors import PipelineError
 from viditq.models import LayerInfo, adapter_for, transformer_class
 from viditq.ops import fastest_backend, use_backend
-from viditq.pipelines.sources import TRANSFORMER, read_index, resolve, resolve_device
+from viditq.pipelines.families import TRANSFORMER, family_named
+from viditq.pipelines.sources import read_index, resolve, resolve_device
 from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
 
 __all__ = ["Diagnosis", "LayerVerdict", "diagnose"]
 
-BRANCHES = 2
-"""With guidance every step runs on the conditional and the unconditional branch together."""
+BRANCHES = {"batched": 2, "separate": 1, "embedded": 1}
+"""On how many branches of guidance a call runs together."""
 
 TEXT_TOKENS = {
     "PixArtAlphaPipeline": 120,
@@ -41,10 +42,11 @@ TEXT_TOKENS = {
     "LattePipeline": 120,
     "OpenSoraPipeline": 120,
     "OpenSora12Pipeline": 300,
+    "WanPipeline": 512,
 }
 """Caption length of each pipeline that reads captions, padding included."""
 
-ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27}
+ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27, "WanPipeline": 21 * 30 * 52}
 """Tokens of a video of the default size, of pipelines whose transformer has no size of its own."""
 
 REPEATS_CAPTIONS = ("LattePipeline",)
@@ -152,8 +154,8 @@ def diagnose(
         source: bundled name, directory in diffusers layout (float, or one that viditq wrote, whose
             plan is then followed), or hub id.
         device: ``cuda`` or ``cpu``; without a GPU the layers are listed and nothing is measured.
-        tokens: M of a call, both guidance branches together; by default what the configuration
-            says.
+        tokens: M of a call, with both guidance branches if it batches them; by default what the
+            configuration says.
         track: shows progress.
 
     Raises:
@@ -211,8 +213,9 @@ def _token_counts(model: Any, pipeline: str, tokens: int | None) -> dict[str, in
     config = model.config
     frames = int(config.get("video_length", 1))
     one = ANY_SIZE.get(pipeline) or frames * (config.sample_size // config.patch_size) ** 2
-    latent = BRANCHES * one
-    text = BRANCHES * TEXT_TOKENS.get(pipeline, 0) * (frames if pipeline in REPEATS_CAPTIONS else 1)
+    branches = BRANCHES[family_named(pipeline).guidance]
+    latent = branches * one
+    text = branches * TEXT_TOKENS.get(pipeline, 0) * (frames if pipeline in REPEATS_CAPTIONS else 1)
     return {"latent": latent if tokens is None else tokens, "text": text}
 
 
