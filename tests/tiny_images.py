@@ -1,11 +1,7 @@
-"""Tiny random pipelines of images, with a text encoder of each kind that they have.
+"""Tiny random pipelines of images, with a text encoder of each kind that they have."""
 
-Pipelines that have no trained size make pictures of ``default_sample_size`` latent pixels, which no
-file keeps: :func:`small` makes it few.
-"""
-
+import json
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +38,25 @@ __all__ = [
     "SHAPES",
     "WITHOUT_GUIDANCE",
     "call_arguments",
-    "small",
+    "saved",
+    "size",
     "stock",
 ]
 
-LATENT_SIDE = 8
 CAPTION_TOKENS = 16
 
 
-def small(monkeypatch: Any) -> None:
-    """Until the test ends, pipelines without a trained size have :data:`LATENT_SIDE`."""
-    for name in ("FluxPipeline", "Flux2Pipeline"):
-        monkeypatch.setattr(getattr(diffusers, name), "__init__", _with_side(name))
+def saved(name: str, folder: Path) -> Path:
+    """The directory of a pipeline, which says how large its pictures are if that is chosen."""
+    PIPELINES[name]().save_pretrained(folder)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | size(name)))
+    return folder
 
 
-def _with_side(name: str) -> Callable[..., None]:
-    stock = getattr(diffusers, name).__init__
-
-    @wraps(stock)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
-        self.default_sample_size = LATENT_SIDE
-
-    return init
+def size(name: str) -> dict[str, int]:
+    """Height and width in pixels, where they are chosen."""
+    return {"height": 24, "width": 16} if name.startswith(("flux", "qwen")) else {}
 
 
 def clip_tokenizer() -> PreTrainedTokenizerFast:
@@ -294,4 +286,4 @@ def call_arguments(name: str, guidance: float) -> dict[str, Any]:
     shorter = {"max_sequence_length": 256} if name == "flux, schnell" else {}
     if name == "sana":
         shorter = {"height": 32, "width": 32, "use_resolution_binning": False}
-    return {"guidance_scale": guidance, **shorter}
+    return {"guidance_scale": guidance, **shorter, **size(name)}

@@ -6,11 +6,12 @@ import pytest
 import torch
 from diffusers.quantizers import auto
 
-import tiny
 import tiny_images
+from checks import refuses
 from viditq import checkpoint, pipelines
 from viditq.bench import diagnose
 from viditq.calibration import CalibrationSet
+from viditq.errors import PipelineError
 from viditq.evaluation import analyze, compare
 from viditq.evaluation.metrics import PSNR_CEILING_DB
 from viditq.nn import QuantLinear
@@ -23,16 +24,11 @@ GUIDANCE = 3.5
 NAMES = pytest.mark.parametrize("name", tiny_images.PIPELINES)
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    tiny_images.small(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory):
     """Directory of a float pipeline, by name."""
     folder = tmp_path_factory.mktemp("float")
-    return cache(lambda name: tiny.saved(tiny_images.PIPELINES[name](), folder / name))
+    return cache(lambda name: tiny_images.saved(name, folder / name))
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +62,7 @@ def test_float_samples_are_upstreams_to_the_bit(floats, name):
     """With its own defaults, and the same noise."""
     stock = tiny_images.stock(name, floats(name))
     ours = generate(pipelines.load(floats(name)), PROMPTS[:1], SEEDS[:1])
+    stock.viditq_size = tiny_images.size(name)
     noise = torch.randn(
         family(stock).latent_shape(stock), generator=torch.Generator().manual_seed(SEEDS[0])
     )
@@ -77,6 +74,16 @@ def test_float_samples_are_upstreams_to_the_bit(floats, name):
         **tiny_images.call_arguments(name, GUIDANCE),
     ).images
     assert torch.equal(ours.movedim(-1, -3), expected)
+
+
+def test_size_by_itself_and_one_that_is_none(floats):
+    pipe = pipelines.load(floats("flux"))
+    assert generate(pipe, PROMPTS[:1], [0]).shape == (1, 24, 16, 3)
+    pipe.viditq_size = {"height": 8}
+    assert family(pipe).latent_shape(pipe) == (2 * 64, 8)
+    pipe.viditq_size = {"height": 10}
+    with refuses(PipelineError, "FluxPipeline", "10 × 256", "multiples of 4"):
+        generate(pipe, PROMPTS[:1], [0])
 
 
 @NAMES
@@ -143,6 +150,7 @@ def test_diffusers_loads_it(quantized, monkeypatch, name):
     out, _ = quantized(name)
     for dtype in (torch.float32, torch.bfloat16):
         stock = tiny_images.stock(name, out, dtype=dtype)
+        stock.viditq_size = tiny_images.size(name)
         ours = generate(pipelines.load(out, dtype=dtype), PROMPTS[:1], [0])
         assert torch.equal(generate(stock, PROMPTS[:1], [0]), ours)
 

@@ -26,17 +26,15 @@ from viditq.bench.timing import clear_memory, measure
 from viditq.errors import PipelineError
 from viditq.models import LayerInfo, adapter_for, transformer_class
 from viditq.ops import fastest_backend, use_backend
-from viditq.pipelines.sources import TRANSFORMER, read_index, resolve, resolve_device
+from viditq.pipelines.families import TRANSFORMER, family_named
+from viditq.pipelines.sources import read_index, resolve, resolve_device
 from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
 
 __all__ = ["Diagnosis", "LayerVerdict", "diagnose"]
 
-BRANCHES = 2
-"""With guidance every step runs on the conditional and the unconditional branch together."""
-
-ONE_BRANCH = ("FluxPipeline", "Flux2Pipeline")
-"""Pipelines whose transformer has one branch in a call."""
+BRANCHES = {"batched": 2, "separate": 1, "embedded": 1}
+"""On how many branches of guidance a call runs together."""
 
 TEXT_TOKENS = {
     "PixArtAlphaPipeline": 120,
@@ -48,6 +46,7 @@ TEXT_TOKENS = {
     "Flux2Pipeline": 512,
     "StableDiffusion3Pipeline": 77 + 256,
     "SanaPipeline": 300,
+    "WanPipeline": 512,
 }
 """Caption length of each pipeline that reads captions, padding included."""
 
@@ -55,6 +54,7 @@ ANY_SIZE = {
     "OpenSora12Pipeline": 15 * 15 * 27,
     "FluxPipeline": 64 * 64,
     "Flux2Pipeline": 64 * 64,
+    "WanPipeline": 21 * 30 * 52,
 }
 """Tokens of a sample of the default size, of pipelines whose transformer has no size of its own."""
 
@@ -169,8 +169,8 @@ def diagnose(
         source: bundled name, directory in diffusers layout (float, or one that viditq wrote, whose
             plan is then followed), or hub id.
         device: ``cuda`` or ``cpu``; without a GPU the layers are listed and nothing is measured.
-        tokens: M of a call, both guidance branches together; by default what the configuration
-            says.
+        tokens: M of a call, with both guidance branches if it batches them; by default what the
+            configuration says.
         track: shows progress.
 
     Raises:
@@ -227,8 +227,8 @@ def _token_counts(model: Any, pipeline: str, tokens: int | None) -> dict[str, in
     """M of layers that read the caption (``text``), the latents, or ``both`` side by side."""
     config = model.config
     frames = int(config.get("video_length", 1))
-    branches = 1 if pipeline in ONE_BRANCH else BRANCHES
     one = ANY_SIZE.get(pipeline) or frames * (config.sample_size // config.patch_size) ** 2
+    branches = BRANCHES[family_named(pipeline).guidance]
     latent = branches * one if tokens is None else tokens
     text = branches * TEXT_TOKENS.get(pipeline, 0) * (frames if pipeline in REPEATS_CAPTIONS else 1)
     return {"latent": latent, "text": text, "both": latent + text}

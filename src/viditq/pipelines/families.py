@@ -1,19 +1,39 @@
 """How each pipeline is called: facts, looked up by the pipeline's class name.
 
-Everything else a pipeline needs (steps, guidance, seeds) is the same for all.
+Everything else a pipeline needs (steps, guidance, seeds) is the same for all. Samples are as large
+as the transformer was trained for, if its configuration says so. Of other pipelines they are as
+large as the pipeline makes them by itself, or as its ``model_index.json`` says with the entries
+``height``, ``width`` and ``num_frames``, which diffusers passes over; a loaded pipeline has them as
+its attribute ``viditq_size``.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
+
+from torch import nn
 
 from viditq.errors import PipelineError
 from viditq.models import Adapter, adapter_named
 from viditq.pipelines import image_families as images
 
-__all__ = ["FAMILIES", "Family", "family", "family_named"]
+__all__ = [
+    "FAMILIES",
+    "SIZES",
+    "TRANSFORMER",
+    "Family",
+    "family",
+    "family_named",
+    "transformers",
+]
+
+TRANSFORMER = "transformer"
+
+SIZES = ("height", "width", "num_frames")
+"""Entries of ``model_index.json``, in pixels and frames, of pipelines that make any size."""
 
 
 def _guidance_scale(scale: float, num: int) -> dict[str, Any]:  # noqa: ARG001 - is of all prompts
@@ -33,7 +53,10 @@ class Family:
         module: where the class is, for those that diffusers does not have.
         prompts: some to calibrate with, from the transformer's configuration and how many, for
             those that do not take every text.
-        guidance: call arguments that say how strong guidance is, for so many prompts.
+        guidance: how the transformer is called for classifier-free guidance: with both branches in
+            one batch, once for each, or with the scale as one of its inputs.
+        transformers: components of this kind; all but the first may be absent.
+        scale: call arguments that say how strong guidance is, for so many prompts.
     """
 
     pipeline: str
@@ -43,7 +66,9 @@ class Family:
     max_batch: int | None = None
     module: str = "diffusers"
     prompts: Callable[[Mapping[str, Any], int], list[str]] | None = None
-    guidance: Callable[[float, int], Mapping[str, Any]] = _guidance_scale
+    guidance: Literal["batched", "separate", "embedded"] = "batched"
+    transformers: tuple[str, ...] = (TRANSFORMER,)
+    scale: Callable[[float, int], Mapping[str, Any]] = _guidance_scale
 
     @property
     def pipeline_class(self) -> Any:
@@ -54,6 +79,10 @@ class Family:
     def kind(self) -> str:
         """``image`` or ``video``."""
         return self.adapter.kind
+
+    def calls_per_step(self, guidance: float) -> int:
+        """How often a step calls the transformer at this scale."""
+        return 2 if self.guidance == "separate" and guidance > 1 else 1
 
 
 def _size(pipe: Any) -> dict[str, int]:
@@ -76,6 +105,28 @@ def _nothing(pipe: Any) -> dict[str, Any]:  # noqa: ARG001 - its sizes are its d
     return {}
 
 
+def _free_size(pipe: Any, space: int, time: int) -> dict[str, int]:
+    """Height and width, multiples of ``space``, and frames, a multiple of ``time`` and one."""
+    defaults = inspect.signature(type(pipe).__call__).parameters
+    chosen = getattr(pipe, "viditq_size", {})
+    sizes = {name: chosen.get(name, defaults[name].default) for name in SIZES}
+    height, width, frames = sizes.values()
+    if height % space or width % space or (frames - 1) % time:
+        raise PipelineError(
+            f"{type(pipe).__name__} makes no videos of {frames} frames of {height} × {width} "
+            f"pixels; give multiples of {space} pixels and {time} frames and one."
+        )
+    return sizes
+
+
+def _video_size(pipe: Any) -> dict[str, int]:
+    """Of Wan and HunyuanVideo."""
+    patch = pipe.transformer.config.patch_size
+    patch = patch if isinstance(patch, int) else patch[-1]
+    space = pipe.vae_scale_factor_spatial * patch
+    return _free_size(pipe, max(16, space), pipe.vae_scale_factor_temporal)
+
+
 _PIXART = adapter_named("PixArtTransformer2DModel")
 _LATTE = adapter_named("LatteTransformer3DModel")
 _LATTE_CLASS = adapter_named("LatteClassTransformer3DModel")
@@ -85,6 +136,7 @@ _FLUX = adapter_named("FluxTransformer2DModel")
 _SD3 = adapter_named("SD3Transformer2DModel")
 _SANA = adapter_named("SanaTransformer2DModel")
 _FLUX2 = adapter_named("Flux2Transformer2DModel")
+_WAN = adapter_named("WanTransformer3DModel")
 _OPENSORA = "viditq.pipelines.opensora"
 
 
@@ -103,6 +155,14 @@ def _video_latent(pipe: Any) -> tuple[int, ...]:
 def _any_size_latent(pipe: Any) -> tuple[int, ...]:
     """(C, T, H, W)."""
     return pipe.latent_shape()
+
+
+def _free_latent(pipe: Any) -> tuple[int, ...]:
+    """(C, T, H, W), of Wan and HunyuanVideo."""
+    height, width, frames = _video_size(pipe).values()
+    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
+    channels = pipe.transformer.config.in_channels
+    return channels, (frames - 1) // time + 1, height // space, width // space
 
 
 def _classes(config: Mapping[str, Any], num: int) -> list[str]:
@@ -134,10 +194,24 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 _any_size_latent,
                 module=f"{_OPENSORA}12",
             ),
-            Family("FluxPipeline", _FLUX, images.flux, images.patches),
-            Family("Flux2Pipeline", _FLUX2, images.default_size, images.grid_of_patches),
+            Family("FluxPipeline", _FLUX, images.flux, images.patches, guidance="embedded"),
+            Family(
+                "Flux2Pipeline",
+                _FLUX2,
+                images.chosen_size,
+                images.grid_of_patches,
+                guidance="embedded",
+            ),
             Family("StableDiffusion3Pipeline", _SD3, _size, _image_latent),
             Family("SanaPipeline", _SANA, _binned, _image_latent),
+            Family(
+                "WanPipeline",
+                _WAN,
+                _video_size,
+                _free_latent,
+                guidance="separate",
+                transformers=(TRANSFORMER, "transformer_2"),
+            ),
         )
     }
 )
@@ -160,3 +234,9 @@ def family(pipe: Any) -> Family:
     transformer = getattr(pipe, "transformer", None)
     names = [type(part).__name__ for part in (pipe, transformer) if part is not None]
     return family_named(*names)
+
+
+def transformers(pipe: Any) -> dict[str, nn.Module]:
+    """The transformers of a loaded pipeline, by component; ``transformer`` is the first."""
+    found = {name: getattr(pipe, name, None) for name in family(pipe).transformers}
+    return {name: model for name, model in found.items() if model is not None}

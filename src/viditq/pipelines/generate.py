@@ -80,6 +80,6 @@ def call(
         generator=generators,
         latents=noise.to(pipe.transformer.dtype),
         output_type=output_type,
-        **facts.guidance(guidance, len(prompts)),
+        **facts.scale(guidance, len(prompts)),
         **facts.arguments(pipe),
     )

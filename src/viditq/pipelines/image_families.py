@@ -1,28 +1,42 @@
 """How pipelines of images that have no trained size are called: FLUX.1 and FLUX.2.
 
-Their transformers work on 2 × 2 latent pixels as one token, and any number of them; the size here
-is the pipelines' default. Guidance is an input of the transformers, where they have one at all.
-Pictures to start from, adapters for them and true guidance are declined.
+Their transformers work on 2 × 2 latent pixels as one token, and any number of them; pictures are as
+large as the pipelines make them by themselves, or as their ``viditq_size`` says. Guidance is an
+input of the transformers, where they have one at all. Pictures to start from, adapters for them and
+true guidance are declined.
 """
 
 from typing import Any
 
-__all__ = ["default_size", "flux", "grid_of_patches", "patches"]
+from viditq.errors import PipelineError
+
+__all__ = ["chosen_size", "flux", "grid_of_patches", "patches"]
 
 PATCH = 2
 """Latent pixels of a token, in height and width."""
 
 
-def default_size(pipe: Any) -> dict[str, int]:
-    """Height and width, in pixels."""
-    size = pipe.default_sample_size * pipe.vae_scale_factor
-    return {"height": size, "width": size}
+def chosen_size(pipe: Any) -> dict[str, int]:
+    """Height and width in pixels, multiples of a token's."""
+    default, token = pipe.default_sample_size * pipe.vae_scale_factor, _pixels_of_token(pipe)
+    chosen = getattr(pipe, "viditq_size", {})
+    sizes = {name: chosen.get(name, default) for name in ("height", "width")}
+    if any(size % token for size in sizes.values()):
+        raise PipelineError(
+            f"{type(pipe).__name__} makes no pictures of {sizes['height']} × {sizes['width']} "
+            f"pixels; give multiples of {token}."
+        )
+    return sizes
+
+
+def _pixels_of_token(pipe: Any) -> int:
+    return PATCH * pipe.vae_scale_factor
 
 
 def flux(pipe: Any) -> dict[str, int]:
     """Captions of FLUX.1-schnell, which has no guidance, were half as long in training."""
     length = 512 if pipe.transformer.config.guidance_embeds else 256
-    return {**default_size(pipe), "max_sequence_length": length}
+    return {**chosen_size(pipe), "max_sequence_length": length}
 
 
 def patches(pipe: Any) -> tuple[int, ...]:
@@ -33,5 +47,6 @@ def patches(pipe: Any) -> tuple[int, ...]:
 
 def grid_of_patches(pipe: Any) -> tuple[int, ...]:
     """Noise as a grid of tokens, (C, H, W)."""
-    side = pipe.default_sample_size // PATCH
-    return pipe.transformer.config.in_channels, side, side
+    token = _pixels_of_token(pipe)
+    height, width = (size // token for size in chosen_size(pipe).values())
+    return pipe.transformer.config.in_channels, height, width

@@ -1,0 +1,204 @@
+"""diffusers' video pipelines the whole way: their own samples, quantized, saved, loaded, compared.
+
+Each is upstream's class with random weights and text encoders of its own kind.
+"""
+
+from functools import cache
+
+import diffusers
+import pytest
+import torch
+from safetensors import safe_open
+
+import tiny_videos
+from checks import refuses
+from viditq import checkpoint, pipelines
+from viditq.bench import diagnose
+from viditq.calibration import CalibrationSet
+from viditq.errors import CalibrationError, PipelineError
+from viditq.evaluation import analyze, compare
+from viditq.pipelines.record import record
+
+NAMES = pytest.mark.parametrize("name", tiny_videos.PIPELINES)
+PROMPTS = ["a red star", "a small blue square moving left over green"]
+SHORT = {"preset": "w4a8-naive", "prompts": PROMPTS[:1], "steps": 4, "kept": 3}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    return cache(lambda name: tiny_videos.saved(tiny_videos.PIPELINES[name](), folder / name))
+
+
+@pytest.fixture(scope="module")
+def quantized(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized")
+    return cache(lambda name: pipelines.quantize(source(name), folder / name, **SHORT))
+
+
+def stock(folder):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@NAMES
+def test_videos_are_upstreams_to_the_bit(source, name):
+    """With the same generator, and the size and the lengths of captions as its own defaults."""
+    ours = pipelines.generate(pipelines.load(source(name)), PROMPTS[:1], [3], steps=2)
+    expected = stock(source(name))(
+        PROMPTS[0],
+        num_inference_steps=2,
+        guidance_scale=pipelines.DEFAULT_GUIDANCE,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+        **tiny_videos.SIZES,
+        **tiny_videos.CAPTIONS.get(name, {}),
+    ).frames
+    assert ours.shape == (1, 5, 16, 16, 3)
+    assert torch.equal(ours.movedim(-1, -3), expected.clamp(0, 1))
+
+
+@NAMES
+def test_a_sample_is_its_seed_and_its_prompt_in_any_batch(source, name):
+    pipe = pipelines.load(source(name))
+    together = pipelines.generate(pipe, [*PROMPTS, PROMPTS[0]], [5, 5, 6], steps=2)
+    assert torch.equal(
+        together, pipelines.generate(pipe, [*PROMPTS, PROMPTS[0]], [5, 5, 6], steps=2)
+    )
+    alone = pipelines.generate(pipe, [*PROMPTS, PROMPTS[0]], [5, 5, 6], steps=2, batch_size=1)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+    assert not torch.equal(together[0], together[1])
+    assert (together[0] - together[2]).abs().max() > 0.01
+
+
+@NAMES
+def test_every_call_of_a_step_is_recorded(source, name, tmp_path):
+    """Played back, each gives what the pipeline got."""
+    pipe = pipelines.load(source(name))
+    outputs = {part: [] for part in pipelines.family(pipe).transformers}
+    handles = [
+        model.register_forward_hook(lambda *a, kept=outputs[part]: kept.append(a[-1][0].clone()))
+        for part, model in pipelines.transformers(pipe).items()
+    ]
+    first = record(pipe, PROMPTS, tmp_path, steps=4, kept=4)
+    for handle in handles:
+        handle.remove()
+    calls = 2 if pipelines.family(pipe).guidance == "separate" else 1
+    assert first.info.calls_per_step == calls
+    for part, model in pipelines.transformers(pipe).items():
+        recorded = CalibrationSet(tmp_path if part == "transformer" else tmp_path / part)
+        assert len(recorded) == len(outputs[part]) == calls * 2 * len(recorded.info.steps)
+        for call, expected in zip(recorded, outputs[part], strict=True):
+            with torch.inference_mode():
+                again = model(**{**call.arguments, "return_dict": False})[0]
+            assert torch.equal(again, expected)
+
+
+@NAMES
+def test_quantized_and_loaded_by_viditq_and_by_diffusers(source, quantized, name):
+    reference = pipelines.generate(pipelines.load(source(name)), PROMPTS, [7, 8], steps=2)
+    pipe = pipelines.load(quantized(name))
+    samples = pipelines.generate(pipe, PROMPTS, [7, 8], steps=2)
+    assert torch.equal(samples, pipelines.generate(pipe, PROMPTS, [7, 8], steps=2))
+    assert 0 < (samples - reference).abs().mean() < 0.05
+    pipelines.register()
+    theirs = stock(quantized(name))
+    theirs.viditq_size = tiny_videos.SIZES
+    assert torch.equal(pipelines.generate(theirs, PROMPTS, [7, 8], steps=2), samples)
+
+
+@NAMES
+def test_compared_and_diagnosed(source, quantized, name, tmp_path):
+    comparison = compare(
+        source(name), [quantized(name)], PROMPTS, out=tmp_path / "c", num=2, steps=2
+    )
+    (result,) = comparison.results
+    assert result.weight_bits == checkpoint.inspect(quantized(name)).weight_bits
+    assert 20 < result.psnr_db < 100
+    counts = {layer.m for layer in diagnose(source(name), "cpu").layers}
+    assert max(counts) == tiny_videos.TOKENS[name]
+
+
+def test_analyzed(source, tmp_path):
+    """The branches of guidance come in calls of their own, so no call has two conditions."""
+    found = analyze(source("wan"), tmp_path / "a", prompts=PROMPTS, num=1, steps=2)
+    assert all(layer.condition is None for layer in found.layers.values())
+
+
+def test_of_another_size(source, tmp_path):
+    pipe = pipelines.load(source("wan"))
+    pipe.viditq_size = {"height": 16, "width": 32, "num_frames": 3}
+    assert pipelines.generate(pipe, PROMPTS[:1], [0], steps=1).shape == (1, 3, 16, 32, 3)
+    pipe.viditq_size = {"height": 16, "width": 20, "num_frames": 3}
+    with refuses(PipelineError, "16 × 20", "multiples of 16"):
+        pipelines.generate(pipe, PROMPTS[:1], [0], steps=1)
+
+
+class TestTwoExperts:
+    """Wan 2.2: the second of two transformers has the late steps."""
+
+    def test_both_are_quantized_from_their_own_steps(self, quantized):
+        first, second = (
+            checkpoint.inspect(quantized("wan22") / part)
+            for part in ("transformer", "transformer_2")
+        )
+        assert (first.provenance.steps, second.provenance.steps) == ((0,), (2, 3))
+        assert first.provenance.base_fingerprint != second.provenance.base_fingerprint
+        assert set(first.layers) == set(second.layers)
+        both = checkpoint.inspect(quantized("wan22"))
+        assert both.num_layers == 2 * first.num_layers
+        assert both.size_bytes == first.size_bytes + second.size_bytes
+        assert set(both.layers) == set(both.plan.layers)
+        assert {name.split(".")[0] for name in both.layers} == {"transformer", "transformer_2"}
+
+    def test_each_holds_its_own_codes(self, quantized):
+        codes = []
+        for part in ("transformer", "transformer_2"):
+            with safe_open(quantized("wan22") / part / checkpoint.WEIGHTS, "pt") as file:
+                codes.append(file.get_tensor("blocks.0.attn1.to_q.weight"))
+        assert codes[0].dtype == codes[1].dtype == torch.uint8
+        assert not torch.equal(*codes)
+
+    def test_the_second_is_what_late_steps_use(self, source, quantized):
+        """With the float first expert and the quantized second one, the first steps are float."""
+        pipe, other = pipelines.load(source("wan22")), pipelines.load(quantized("wan22"))
+        reference = pipelines.generate(pipe, PROMPTS[:1], [1], steps=4)
+        pipe.transformer_2 = other.transformer_2
+        late = pipelines.generate(pipe, PROMPTS[:1], [1], steps=4)
+        both = pipelines.generate(other, PROMPTS[:1], [1], steps=4)
+        assert not torch.equal(late, reference)
+        assert not torch.equal(late, both)
+
+    def test_a_trajectory_without_late_steps(self, source, tmp_path):
+        with refuses(CalibrationError, "transformer_2", "more steps"):
+            pipelines.quantize(source("wan22"), tmp_path / "q", **{**SHORT, "steps": 1})
+        assert not list(tmp_path.iterdir())
+
+    def test_interrupted_and_resumed_it_is_the_same(self, source, quantized, tmp_path):
+        class Killed(BaseException):
+            pass
+
+        passes = []
+
+        def track(items, description, total=None):
+            passes.append(description)
+            for item in items:
+                if passes.count("quantize") == 2:
+                    raise Killed
+                yield item
+
+        with pytest.raises(Killed):
+            pipelines.quantize(source("wan22"), tmp_path / "q", **SHORT, track=track)
+        out = pipelines.quantize(source("wan22"), tmp_path / "q", **SHORT)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["q"]
+        for part in ("transformer", "transformer_2"):
+            file = f"{part}/{checkpoint.WEIGHTS}"
+            assert (out / file).read_bytes() == (quantized("wan22") / file).read_bytes()
+
+    def test_a_calibration_may_be_kept(self, source, tmp_path):
+        kept = {**SHORT, "calibration": tmp_path / "c"}
+        a, b = (pipelines.quantize(source("wan22"), tmp_path / name, **kept) for name in "ab")
+        assert (tmp_path / "c" / "transformer_2" / "stats").is_dir()
+        file = f"transformer_2/{checkpoint.WEIGHTS}"
+        assert (a / file).read_bytes() == (b / file).read_bytes()
