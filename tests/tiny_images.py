@@ -14,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2Pipeline,
     FluxPipeline,
+    QwenImagePipeline,
     SanaPipeline,
     StableDiffusion3Pipeline,
 )
@@ -27,10 +28,12 @@ from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
 
 import tiny
-from tiny_transformers import FLUX2, SANA, SD3
+from tiny_transformers import FLUX2, QWEN_IMAGE, SANA, SD3
 
 __all__ = [
     "BATCHED_BRANCHES",
@@ -215,10 +218,55 @@ def flux2() -> Flux2Pipeline:
     )
 
 
+def qwen_image() -> QwenImagePipeline:
+    torch.manual_seed(0)
+    channels = QWEN_IMAGE["in_channels"] // 4
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=channels,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.0] * channels,
+        latents_std=[1.0] * channels,
+    )
+    width = QWEN_IMAGE["joint_attention_dim"]
+    language = {
+        "vocab_size": 32,
+        "hidden_size": width,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [1, 1, 2],
+            "rope_theta": 10000.0,
+        },
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+    }
+    return QwenImagePipeline(
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae,
+        Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=language, vision_config=vision)
+        ),
+        tiny.tokenizer(),
+        diffusers.QwenImageTransformer2DModel(**QWEN_IMAGE),
+    )
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "flux, schnell": lambda: flux(guidance=False),
     "flux2": flux2,
+    "qwen-image": qwen_image,
     "sd3": sd3,
     "sd3, without T5": lambda: sd3(t5=False),
     "sana": sana,
@@ -227,7 +275,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 WITHOUT_GUIDANCE = ("flux, schnell",)
 """Those whose samples guidance does not change."""
 
-BATCHED_BRANCHES = {"flux": False, "sd3": True}
+BATCHED_BRANCHES = {"flux": False, "qwen-image": False, "sd3": True}
 """Whether both guidance branches run in one call, of some."""
 
 IMAGE, TEXT = 64 * 64, 512
@@ -260,10 +308,16 @@ SD3_SHAPES = {
     (2 * 333, 128, 32): 2,
     (2 * 333, 32, 128): 2,
 }
+QWEN_IMAGE_SHAPES = {
+    (tokens, *shape): layers
+    for tokens in (IMAGE, 128)
+    for shape, layers in {(32, 32): 8, (128, 32): 2, (32, 128): 2}.items()
+}
 SANA_SHAPES = {(2 * 64, 32, 32): 12, (2 * 300, 32, 32): 4}
 SHAPES: dict[str, dict[tuple[int, int, int], int]] = {
     "flux": FLUX_SHAPES,
     "flux2": FLUX2_SHAPES,
+    "qwen-image": QWEN_IMAGE_SHAPES,
     "sd3": SD3_SHAPES,
     "sana": SANA_SHAPES,
 }
@@ -284,6 +338,8 @@ def stock(name: str, folder: Path, **arguments: Any) -> Any:
 def call_arguments(name: str, guidance: float) -> dict[str, Any]:
     """What a call of the stock pipeline needs beside prompt, steps and noise."""
     shorter = {"max_sequence_length": 256} if name == "flux, schnell" else {}
+    if name == "qwen-image":
+        return {"true_cfg_scale": guidance, "negative_prompt": " ", **size(name)}
     if name == "sana":
         shorter = {"height": 32, "width": 32, "use_resolution_binning": False}
     return {"guidance_scale": guidance, **shorter, **size(name)}

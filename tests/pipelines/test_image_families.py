@@ -116,10 +116,18 @@ def test_every_step_is_recorded(quantized, name):
     _, calibration = quantized(name)
     recorded = CalibrationSet(calibration / "recorded")
     assert recorded.info.steps == (0, STEPS - 1)
-    calls = list(recorded)
-    assert {(call.prompt, call.step) for call in calls} == {(p, s) for p in (0, 1) for s in (0, 2)}
-    timesteps = [float(call.arguments["timestep"][0]) for call in calls if call.prompt == 0]
-    assert timesteps == sorted(set(timesteps), reverse=True)
+    calls, per_step = list(recorded), 2 if name == "qwen-image" else 1
+    expected = [(p, s) for p in (0, 1) for s in (0, 2) for _ in range(per_step)]
+    assert [(call.prompt, call.step) for call in calls] == expected
+    first, last = (
+        [call.arguments for call in calls if (call.prompt, call.step) == (0, step)]
+        for step in recorded.info.steps
+    )
+    [early], [late] = ({float(each["timestep"][0]) for each in step} for step in (first, last))
+    assert early > late
+    if per_step == 2:  # with the prompt and without
+        with_prompt, without = (each["encoder_hidden_states"] for each in first)
+        assert with_prompt.shape != without.shape
 
 
 @NAMES

@@ -44,16 +44,19 @@ TEXT_TOKENS = {
     "OpenSora12Pipeline": 300,
     "FluxPipeline": 512,
     "Flux2Pipeline": 512,
+    "QwenImagePipeline": 128,
     "StableDiffusion3Pipeline": 77 + 256,
     "SanaPipeline": 300,
     "WanPipeline": 512,
 }
-"""Caption length of each pipeline that reads captions, padding included."""
+"""Caption length of each pipeline that reads captions, padding included; of one that pads to the
+longest in the batch, what may be expected of it."""
 
 ANY_SIZE = {
     "OpenSora12Pipeline": 15 * 15 * 27,
     "FluxPipeline": 64 * 64,
     "Flux2Pipeline": 64 * 64,
+    "QwenImagePipeline": 64 * 64,
     "WanPipeline": 21 * 30 * 52,
 }
 """Tokens of a sample of the default size, of pipelines whose transformer has no size of its own."""

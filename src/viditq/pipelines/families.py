@@ -137,6 +137,7 @@ _SD3 = adapter_named("SD3Transformer2DModel")
 _SANA = adapter_named("SanaTransformer2DModel")
 _FLUX2 = adapter_named("Flux2Transformer2DModel")
 _WAN = adapter_named("WanTransformer3DModel")
+_QWEN_IMAGE = adapter_named("QwenImageTransformer2DModel")
 _OPENSORA = "viditq.pipelines.opensora"
 
 
@@ -201,6 +202,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 images.chosen_size,
                 images.grid_of_patches,
                 guidance="embedded",
+            ),
+            Family(
+                "QwenImagePipeline",
+                _QWEN_IMAGE,
+                images.chosen_size,
+                images.patches,
+                guidance="separate",
+                scale=images.true_guidance,
             ),
             Family("StableDiffusion3Pipeline", _SD3, _size, _image_latent),
             Family("SanaPipeline", _SANA, _binned, _image_latent),

@@ -1,16 +1,17 @@
-"""How pipelines of images that have no trained size are called: FLUX.1 and FLUX.2.
+"""How pipelines of images that have no trained size are called: FLUX.1, FLUX.2 and Qwen-Image.
 
 Their transformers work on 2 × 2 latent pixels as one token, and any number of them; pictures are as
 large as the pipelines make them by themselves, or as their ``viditq_size`` says. Guidance is an
-input of the transformers, where they have one at all. Pictures to start from, adapters for them and
-true guidance are declined.
+input of FLUX's transformers, where they have one at all; Qwen-Image makes the branch without prompt
+in a call of its own. Pictures to start from, adapters for them and FLUX's true guidance are
+declined.
 """
 
 from typing import Any
 
 from viditq.errors import PipelineError
 
-__all__ = ["chosen_size", "flux", "grid_of_patches", "patches"]
+__all__ = ["chosen_size", "flux", "grid_of_patches", "patches", "true_guidance"]
 
 PATCH = 2
 """Latent pixels of a token, in height and width."""
@@ -50,3 +51,9 @@ def grid_of_patches(pipe: Any) -> tuple[int, ...]:
     token = _pixels_of_token(pipe)
     height, width = (size // token for size in chosen_size(pipe).values())
     return pipe.transformer.config.in_channels, height, width
+
+
+def true_guidance(scale: float, num: int) -> dict[str, Any]:
+    """Without an unwanted prompt there is no second branch; a blank is the authors' choice."""
+    unwanted = {"negative_prompt": [" "] * num} if scale > 1 else {}
+    return {"true_cfg_scale": scale, **unwanted}
