@@ -151,6 +151,15 @@ def test_quantized(floats, quantized, name):
 
 
 @NAMES
+def test_fused(quantized, name):
+    out, _ = quantized(name)
+    samples, fused = (
+        generate(pipelines.load(out, fuse=fuse), PROMPTS[:2], SEEDS[:2]) for fuse in (False, True)
+    )
+    assert (samples - fused).abs().mean() < 2e-3
+
+
+@NAMES
 def test_diffusers_loads_it(quantized, monkeypatch, name):
     for mapping in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
         monkeypatch.setitem(mapping, "viditq", None)
