@@ -43,11 +43,21 @@ TEXT_TOKENS = {
     "OpenSoraPipeline": 120,
     "OpenSora12Pipeline": 300,
     "WanPipeline": 512,
+    "LTXPipeline": 128,
 }
 """Caption length of each pipeline that reads captions, padding included."""
 
-ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27, "WanPipeline": 21 * 30 * 52}
-"""Tokens of a video of the default size, of pipelines whose transformer has no size of its own."""
+ANY_SIZE = {
+    "OpenSora12Pipeline": 15 * 15 * 27,
+    "WanPipeline": 21 * 30 * 52,
+    "CogVideoXPipeline": 226 + 13 * 30 * 45,
+    "LTXPipeline": 21 * 16 * 22,
+    "HunyuanVideoPipeline": 33 * 45 * 80,
+}
+"""Tokens of a video of the default size, of pipelines whose transformer has no size of its own.
+
+Those of the caption are among them where they are one sequence with the video's.
+"""
 
 REPEATS_CAPTIONS = ("LattePipeline",)
 """Pipelines that show the caption to every frame by itself."""
