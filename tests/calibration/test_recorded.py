@@ -31,6 +31,8 @@ def arguments() -> dict:
         "view": torch.randn(4, 3).T,
         "empty": torch.empty(0, 3),
         "added_cond_kwargs": {"resolution": torch.randn(2, 2), "aspect_ratio": None},
+        "image_rotary_emb": (torch.randn(3, 2), torch.randn(3, 2)),
+        "img_shapes": [[1, 4, 4]],
         "nothing": None,
         "return_dict": False,
         "scale": 1.5,
@@ -42,6 +44,8 @@ def same(a, b) -> bool:
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
         return set(a) == set(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and all(map(same, a, b)) and len(a) == len(b)
     return type(a) is type(b) and a == b
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import tiny_videos
 from checks import refuses
+from tiny_videos import CASES
 from viditq import checkpoint, pipelines
 from viditq.bench import diagnose
 from viditq.calibration import CalibrationSet
@@ -19,7 +19,7 @@ from viditq.errors import CalibrationError, PipelineError
 from viditq.evaluation import analyze, compare
 from viditq.pipelines.record import record
 
-NAMES = pytest.mark.parametrize("name", tiny_videos.PIPELINES)
+NAMES = pytest.mark.parametrize("name", CASES)
 PROMPTS = ["a red star", "a small blue square moving left over green"]
 SHORT = {"preset": "w4a8-naive", "prompts": PROMPTS[:1], "steps": 4, "kept": 3}
 
@@ -27,7 +27,7 @@ SHORT = {"preset": "w4a8-naive", "prompts": PROMPTS[:1], "steps": 4, "kept": 3}
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
-    return cache(lambda name: tiny_videos.saved(tiny_videos.PIPELINES[name](), folder / name))
+    return cache(lambda name: CASES[name].saved(folder / name))
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +44,24 @@ def stock(folder):
 
 @NAMES
 def test_videos_are_upstreams_to_the_bit(source, name):
-    """With the same generator, and the size and the lengths of captions as its own defaults."""
-    ours = pipelines.generate(pipelines.load(source(name)), PROMPTS[:1], [3], steps=2)
+    """With the same generator, told the size."""
+    pipe, generator = pipelines.load(source(name)), torch.Generator().manual_seed(3)
+    ours = pipelines.generate(pipe, PROMPTS[:1], [3], steps=2)
+    if CASES[name].packed:
+        shape = (1, *pipelines.family(pipe).latent_shape(pipe))
+        noise = {"latents": torch.randn(shape, generator=generator)}
+    else:
+        noise = {"generator": generator}
     expected = stock(source(name))(
         PROMPTS[0],
         num_inference_steps=2,
         guidance_scale=pipelines.DEFAULT_GUIDANCE,
-        generator=torch.Generator().manual_seed(3),
         output_type="pt",
-        **tiny_videos.SIZES,
-        **tiny_videos.CAPTIONS.get(name, {}),
+        **noise,
+        **CASES[name].size,
+        **CASES[name].arguments,
     ).frames
-    assert ours.shape == (1, 5, 16, 16, 3)
+    assert ours.shape == (1, *CASES[name].shape)
     assert torch.equal(ours.movedim(-1, -3), expected.clamp(0, 1))
 
 
@@ -104,7 +110,7 @@ def test_quantized_and_loaded_by_viditq_and_by_diffusers(source, quantized, name
     assert 0 < (samples - reference).abs().mean() < 0.05
     pipelines.register()
     theirs = stock(quantized(name))
-    theirs.viditq_size = tiny_videos.SIZES
+    theirs.viditq_size = CASES[name].size
     assert torch.equal(pipelines.generate(theirs, PROMPTS, [7, 8], steps=2), samples)
 
 
@@ -117,13 +123,32 @@ def test_compared_and_diagnosed(source, quantized, name, tmp_path):
     assert result.weight_bits == checkpoint.inspect(quantized(name)).weight_bits
     assert 20 < result.psnr_db < 100
     counts = {layer.m for layer in diagnose(source(name), "cpu").layers}
-    assert max(counts) == tiny_videos.TOKENS[name]
+    assert CASES[name].tokens in counts
 
 
 def test_analyzed(source, tmp_path):
     """The branches of guidance come in calls of their own, so no call has two conditions."""
     found = analyze(source("wan"), tmp_path / "a", prompts=PROMPTS, num=1, steps=2)
     assert all(layer.condition is None for layer in found.layers.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "factors", "latent"),
+    [
+        ("wan", (8, 4), (4, 21, 60, 104)),  # 81 × 480 × 832
+        ("wan2.2-5b", (16, 4), (4, 31, 44, 80)),  # 121 × 704 × 1280
+        ("cogvideox", (8, 4), (2, 4, 8, 8)),  # 5 × 64 × 64, as its configuration says
+        ("cogvideox1.5", (8, 4), (2, 4, 96, 170)),  # 5 × 768 × 1360
+        ("ltx", (32, 8), (21 * 16 * 22, 4)),  # 161 × 512 × 704
+        ("hunyuan-video", (8, 4), (4, 33, 90, 160)),  # 129 × 720 × 1280
+    ],
+)
+def test_the_size_unless_one_is_told(name, factors, latent):
+    """With the autoencoder's factors as published."""
+    pipe = CASES[name].make()
+    pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal = factors
+    pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio = factors
+    assert pipelines.family(pipe).latent_shape(pipe) == latent
 
 
 def test_of_another_size(source, tmp_path):
@@ -140,13 +165,13 @@ class TestTwoExperts:
 
     def test_both_are_quantized_from_their_own_steps(self, quantized):
         first, second = (
-            checkpoint.inspect(quantized("wan22") / part)
+            checkpoint.inspect(quantized("wan2.2") / part)
             for part in ("transformer", "transformer_2")
         )
         assert (first.provenance.steps, second.provenance.steps) == ((0,), (2, 3))
         assert first.provenance.base_fingerprint != second.provenance.base_fingerprint
         assert set(first.layers) == set(second.layers)
-        both = checkpoint.inspect(quantized("wan22"))
+        both = checkpoint.inspect(quantized("wan2.2"))
         assert both.num_layers == 2 * first.num_layers
         assert both.size_bytes == first.size_bytes + second.size_bytes
         assert set(both.layers) == set(both.plan.layers)
@@ -155,14 +180,14 @@ class TestTwoExperts:
     def test_each_holds_its_own_codes(self, quantized):
         codes = []
         for part in ("transformer", "transformer_2"):
-            with safe_open(quantized("wan22") / part / checkpoint.WEIGHTS, "pt") as file:
+            with safe_open(quantized("wan2.2") / part / checkpoint.WEIGHTS, "pt") as file:
                 codes.append(file.get_tensor("blocks.0.attn1.to_q.weight"))
         assert codes[0].dtype == codes[1].dtype == torch.uint8
         assert not torch.equal(*codes)
 
     def test_the_second_is_what_late_steps_use(self, source, quantized):
         """With the float first expert and the quantized second one, the first steps are float."""
-        pipe, other = pipelines.load(source("wan22")), pipelines.load(quantized("wan22"))
+        pipe, other = pipelines.load(source("wan2.2")), pipelines.load(quantized("wan2.2"))
         reference = pipelines.generate(pipe, PROMPTS[:1], [1], steps=4)
         pipe.transformer_2 = other.transformer_2
         late = pipelines.generate(pipe, PROMPTS[:1], [1], steps=4)
@@ -172,7 +197,7 @@ class TestTwoExperts:
 
     def test_a_trajectory_without_late_steps(self, source, tmp_path):
         with refuses(CalibrationError, "transformer_2", "more steps"):
-            pipelines.quantize(source("wan22"), tmp_path / "q", **{**SHORT, "steps": 1})
+            pipelines.quantize(source("wan2.2"), tmp_path / "q", **{**SHORT, "steps": 1})
         assert not list(tmp_path.iterdir())
 
     def test_interrupted_and_resumed_it_is_the_same(self, source, quantized, tmp_path):
@@ -189,16 +214,16 @@ class TestTwoExperts:
                 yield item
 
         with pytest.raises(Killed):
-            pipelines.quantize(source("wan22"), tmp_path / "q", **SHORT, track=track)
-        out = pipelines.quantize(source("wan22"), tmp_path / "q", **SHORT)
+            pipelines.quantize(source("wan2.2"), tmp_path / "q", **SHORT, track=track)
+        out = pipelines.quantize(source("wan2.2"), tmp_path / "q", **SHORT)
         assert [entry.name for entry in tmp_path.iterdir()] == ["q"]
         for part in ("transformer", "transformer_2"):
             file = f"{part}/{checkpoint.WEIGHTS}"
-            assert (out / file).read_bytes() == (quantized("wan22") / file).read_bytes()
+            assert (out / file).read_bytes() == (quantized("wan2.2") / file).read_bytes()
 
     def test_a_calibration_may_be_kept(self, source, tmp_path):
         kept = {**SHORT, "calibration": tmp_path / "c"}
-        a, b = (pipelines.quantize(source("wan22"), tmp_path / name, **kept) for name in "ab")
+        a, b = (pipelines.quantize(source("wan2.2"), tmp_path / name, **kept) for name in "ab")
         assert (tmp_path / "c" / "transformer_2" / "stats").is_dir()
         file = f"transformer_2/{checkpoint.WEIGHTS}"
         assert (a / file).read_bytes() == (b / file).read_bytes()

@@ -48,6 +48,8 @@ TEXT_TOKENS = {
     "StableDiffusion3Pipeline": 77 + 256,
     "SanaPipeline": 300,
     "WanPipeline": 512,
+    "LTXPipeline": 128,
+    "HunyuanVideoPipeline": 256,
 }
 """Caption length of each pipeline that reads captions, padding included; of one that pads to the
 longest in the batch, what may be expected of it."""
@@ -58,8 +60,14 @@ ANY_SIZE = {
     "Flux2Pipeline": 64 * 64,
     "QwenImagePipeline": 64 * 64,
     "WanPipeline": 21 * 30 * 52,
+    "CogVideoXPipeline": 226 + 13 * 30 * 45,
+    "LTXPipeline": 21 * 16 * 22,
+    "HunyuanVideoPipeline": 33 * 45 * 80,
 }
-"""Tokens of a sample of the default size, of pipelines whose transformer has no size of its own."""
+"""Tokens of a sample of the default size, of pipelines whose transformer has no size of its own.
+
+Those of the caption are among them where they are one sequence with the sample's.
+"""
 
 REPEATS_CAPTIONS = ("LattePipeline",)
 """Pipelines that show the caption to every frame by itself."""

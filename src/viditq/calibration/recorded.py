@@ -193,6 +193,8 @@ def _write_call(path: Path, arguments: Mapping[str, Any]) -> None:
             return {"tensor": name}
         if isinstance(value, Mapping):
             return {"mapping": {k: strip(f"{name}.{k}", v) for k, v in value.items()}}
+        if isinstance(value, tuple):
+            return {"tuple": [strip(f"{name}.{i}", v) for i, v in enumerate(value)]}
         return {"value": value}
 
     header = json.dumps({k: strip(k, v) for k, v in arguments.items()})
@@ -212,6 +214,8 @@ def _read_call(path: Path) -> dict[str, Any]:
             return tensors[entry["tensor"]]
         if "mapping" in entry:
             return {k: fill(v) for k, v in entry["mapping"].items()}
+        if "tuple" in entry:
+            return tuple(fill(v) for v in entry["tuple"])
         return entry["value"]
 
     return {k: fill(v) for k, v in header.items()}
@@ -223,4 +227,6 @@ def move(value: Any, device: torch.device | str) -> Any:
         return value.to(device)
     if isinstance(value, Mapping):
         return {k: move(v, device) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(move(v, device) for v in value)
     return value

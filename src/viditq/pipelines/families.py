@@ -105,11 +105,11 @@ def _nothing(pipe: Any) -> dict[str, Any]:  # noqa: ARG001 - its sizes are its d
     return {}
 
 
-def _free_size(pipe: Any, space: int, time: int) -> dict[str, int]:
+def _free_size(pipe: Any, space: int, time: int, **defaults: int) -> dict[str, int]:
     """Height and width, multiples of ``space``, and frames, a multiple of ``time`` and one."""
-    defaults = inspect.signature(type(pipe).__call__).parameters
-    chosen = getattr(pipe, "viditq_size", {})
-    sizes = {name: chosen.get(name, defaults[name].default) for name in SIZES}
+    own = inspect.signature(type(pipe).__call__).parameters
+    known = {name: defaults.get(name, own[name].default) for name in SIZES}
+    sizes = known | getattr(pipe, "viditq_size", {})
     height, width, frames = sizes.values()
     if height % space or width % space or (frames - 1) % time:
         raise PipelineError(
@@ -123,8 +123,35 @@ def _video_size(pipe: Any) -> dict[str, int]:
     """Of Wan and HunyuanVideo."""
     patch = pipe.transformer.config.patch_size
     patch = patch if isinstance(patch, int) else patch[-1]
-    space = pipe.vae_scale_factor_spatial * patch
-    return _free_size(pipe, max(16, space), pipe.vae_scale_factor_temporal)
+    space, time = pipe.vae_scale_factor_spatial * patch, pipe.vae_scale_factor_temporal
+    # Wan2.2-TI2V-5B, whose pipeline class has the defaults of its siblings.
+    larger = {"height": 704, "width": 1280, "num_frames": 121}
+    defaults = larger if pipe.config.get("expand_timesteps") else {}
+    return _free_size(pipe, max(16, space), time, **defaults)
+
+
+def _cogvideox(pipe: Any) -> dict[str, int]:
+    config = pipe.transformer.config
+    space = pipe.vae_scale_factor_spatial
+    size = {"height": config.sample_height * space, "width": config.sample_width * space}
+    if config.patch_size_t is not None:  # 1.5, whose configuration has the size of a table
+        size = {"height": 768, "width": 1360}
+    return {
+        **_free_size(
+            pipe,
+            max(8, space * config.patch_size),
+            pipe.vae_scale_factor_temporal,
+            **size,
+            num_frames=config.sample_frames,
+        ),
+        "max_sequence_length": config.max_text_seq_length,
+    }
+
+
+def _ltx(pipe: Any) -> dict[str, int]:
+    space = pipe.vae_spatial_compression_ratio * pipe.transformer_spatial_patch_size
+    time = pipe.vae_temporal_compression_ratio * pipe.transformer_temporal_patch_size
+    return _free_size(pipe, max(32, space), time)
 
 
 _PIXART = adapter_named("PixArtTransformer2DModel")
@@ -138,6 +165,9 @@ _SANA = adapter_named("SanaTransformer2DModel")
 _FLUX2 = adapter_named("Flux2Transformer2DModel")
 _WAN = adapter_named("WanTransformer3DModel")
 _QWEN_IMAGE = adapter_named("QwenImageTransformer2DModel")
+_COGVIDEOX = adapter_named("CogVideoXTransformer3DModel")
+_LTX = adapter_named("LTXVideoTransformer3DModel")
+_HUNYUAN_VIDEO = adapter_named("HunyuanVideoTransformer3DModel")
 _OPENSORA = "viditq.pipelines.opensora"
 
 
@@ -164,6 +194,25 @@ def _free_latent(pipe: Any) -> tuple[int, ...]:
     space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
     channels = pipe.transformer.config.in_channels
     return channels, (frames - 1) // time + 1, height // space, width // space
+
+
+def _cogvideox_latent(pipe: Any) -> tuple[int, ...]:
+    """(T, C, H, W), of 1.5 with frames that it takes away again."""
+    size, space = _cogvideox(pipe), pipe.vae_scale_factor_spatial
+    frames = (size["num_frames"] - 1) // pipe.vae_scale_factor_temporal + 1
+    frames += -frames % (pipe.transformer.config.patch_size_t or 1)
+    channels = pipe.transformer.config.in_channels
+    return frames, channels, size["height"] // space, size["width"] // space
+
+
+def _ltx_latent(pipe: Any) -> tuple[int, ...]:
+    """(tokens, C)."""
+    height, width, frames = _ltx(pipe).values()
+    space, time = pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio
+    patch, patch_t = pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
+    tokens = ((frames - 1) // time + 1) // patch_t
+    tokens *= (height // space // patch) * (width // space // patch)
+    return tokens, pipe.transformer.config.in_channels * patch_t * patch**2
 
 
 def _classes(config: Mapping[str, Any], num: int) -> list[str]:
@@ -220,6 +269,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 _free_latent,
                 guidance="separate",
                 transformers=(TRANSFORMER, "transformer_2"),
+            ),
+            Family("CogVideoXPipeline", _COGVIDEOX, _cogvideox, _cogvideox_latent),
+            Family("LTXPipeline", _LTX, _ltx, _ltx_latent),
+            Family(
+                "HunyuanVideoPipeline",
+                _HUNYUAN_VIDEO,
+                _video_size,
+                _free_latent,
+                guidance="embedded",
             ),
         )
     }

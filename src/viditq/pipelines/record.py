@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from viditq.calibration import CalibrationInfo, CalibrationSet, model_fingerprint
+from viditq.calibration import CalibrationInfo, CalibrationSet, model_fingerprint, move
 from viditq.errors import CalibrationError, InputError
 from viditq.pipelines.families import TRANSFORMER, family, transformers
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS, call
@@ -171,7 +171,6 @@ class _Tape:
                 self._timestep = timestep
                 self.step += 1
             if self.step in self._steps[name]:
-                on_cpu = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in arguments.items()}
-                self.calls[name].append((self.step, on_cpu))
+                self.calls[name].append((self.step, move(arguments, "cpu")))
 
         return see
