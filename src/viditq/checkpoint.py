@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "read_config",
     "save",
+    "write_layers",
 ]
 
 SCHEMA_VERSION = 1
@@ -140,10 +141,15 @@ def save(
                 for name, parameter in module.named_parameters(prefix, recurse=False):
                     parameter.data = parameter.data.to(loaded_dtype(model, name, dtype))
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)  # pyright: ignore
+    write_layers(folder / LAYERS, diagnostics)
+    return folder
+
+
+def write_layers(path: Path, diagnostics: Mapping[str, LayerDiagnostics]) -> None:
+    """The diagnostics of layers as a file beside their checkpoint, or of its own."""
     layers = {name: layer.model_dump() for name, layer in diagnostics.items()}
     sidecar = {"schema_version": SCHEMA_VERSION, "layers": layers}
-    write_atomic(folder / LAYERS, json.dumps(sidecar, indent=1))
-    return folder
+    write_atomic(path, json.dumps(sidecar, indent=1))
 
 
 def load(

@@ -18,6 +18,7 @@ from viditq.calibration import CalibrationSet
 from viditq.errors import CalibrationError, PipelineError
 from viditq.evaluation import analyze, compare
 from viditq.pipelines.record import record
+from viditq.report.layers import load_layers
 
 NAMES = pytest.mark.parametrize("name", CASES)
 PROMPTS = ["a red star", "a small blue square moving left over green"]
@@ -115,12 +116,28 @@ def test_quantized_and_loaded_by_viditq_and_by_diffusers(source, quantized, name
 
 
 @NAMES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_it_makes_the_same(quantized, name, dtype):
+    drop_in, fused = (
+        pipelines.generate(
+            pipelines.load(quantized(name), dtype=dtype, fuse=fuse), PROMPTS[:1], [7], steps=1
+        )
+        for fuse in (False, True)
+    )
+    assert (drop_in - fused).abs().mean() < (1e-3 if dtype == torch.float32 else 0.02)
+
+
+@NAMES
 def test_compared_and_diagnosed(source, quantized, name, tmp_path):
     comparison = compare(
         source(name), [quantized(name)], PROMPTS, out=tmp_path / "c", num=2, steps=2
     )
     (result,) = comparison.results
-    assert result.weight_bits == checkpoint.inspect(quantized(name)).weight_bits
+    summary = checkpoint.inspect(quantized(name))
+    assert result.weight_bits == summary.weight_bits
+    assert (
+        load_layers(comparison.folder / "layers" / f"{name}.json").keys() == summary.layers.keys()
+    )
     assert 20 < result.psnr_db < 100
     counts = {layer.m for layer in diagnose(source(name), "cpu").layers}
     assert CASES[name].tokens in counts

@@ -108,9 +108,9 @@ def _nothing(pipe: Any) -> dict[str, Any]:  # noqa: ARG001 - its sizes are its d
 def _free_size(pipe: Any, space: int, time: int, **defaults: int) -> dict[str, int]:
     """Height and width, multiples of ``space``, and frames, a multiple of ``time`` and one."""
     own = inspect.signature(type(pipe).__call__).parameters
-    known = {name: defaults.get(name, own[name].default) for name in SIZES}
+    known: dict[str, int] = {name: own[name].default for name in SIZES} | defaults
     sizes = known | getattr(pipe, "viditq_size", {})
-    height, width, frames = sizes.values()
+    height, width, frames = (sizes[name] for name in SIZES)
     if height % space or width % space or (frames - 1) % time:
         raise PipelineError(
             f"{type(pipe).__name__} makes no videos of {frames} frames of {height} × {width} "
