@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "read_config",
     "save",
+    "write_layers",
 ]
 
 SCHEMA_VERSION = 1
@@ -140,10 +141,15 @@ def save(
                 for name, parameter in module.named_parameters(prefix, recurse=False):
                     parameter.data = parameter.data.to(loaded_dtype(model, name, dtype))
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)  # pyright: ignore
+    write_layers(folder / LAYERS, diagnostics)
+    return folder
+
+
+def write_layers(path: Path, diagnostics: Mapping[str, LayerDiagnostics]) -> None:
+    """The diagnostics of layers as a file beside their checkpoint, or of its own."""
     layers = {name: layer.model_dump() for name, layer in diagnostics.items()}
     sidecar = {"schema_version": SCHEMA_VERSION, "layers": layers}
-    write_atomic(folder / LAYERS, json.dumps(sidecar, indent=1))
-    return folder
+    write_atomic(path, json.dumps(sidecar, indent=1))
 
 
 def load(
@@ -274,9 +280,40 @@ def set_config(model: nn.Module, config: QuantizationConfig) -> None:
 
 
 def inspect(folder: str | Path) -> CheckpointSummary:
-    """Summarize a quantized pipeline or transformer; its tensors are checked but not read."""
+    """Summarize a quantized pipeline or transformer; its tensors are checked but not read.
+
+    Of a pipeline with several quantized transformers the numbers are those of all, their layers are
+    named with the component before them, and the provenance is that of the first.
+    """
     folder = Path(folder)
-    transformer = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    first = folder / "transformer"
+    if not first.is_dir():
+        return _inspect(folder, folder.resolve().name)
+    others = sorted(path for path in folder.glob("transformer_*") if is_quantized(path))
+    parts = {path.name: _inspect(path, folder.resolve().name) for path in (first, *others)}
+    return _together(parts) if others else parts[first.name]
+
+
+def _together(parts: Mapping[str, CheckpointSummary]) -> CheckpointSummary:
+    """One summary of several transformers, by component."""
+    first, *_ = summaries = parts.values()
+    num_weights = sum(each.num_weights for each in summaries)
+    size_bytes = sum(each.size_bytes for each in summaries)
+    plans = {f"{n}.{k}": v for n, each in parts.items() for k, v in each.plan.layers.items()}
+    return first.model_copy(
+        update={
+            "weight_bits": 8 * size_bytes / num_weights,
+            "size_bytes": size_bytes,
+            "float_size_bytes": sum(each.float_size_bytes for each in summaries),
+            "num_layers": sum(each.num_layers for each in summaries),
+            "num_weights": num_weights,
+            "layers": {f"{n}.{k}": v for n, each in parts.items() for k, v in each.layers.items()},
+            "plan": first.plan.model_copy(update={"layers": plans}),
+        }
+    )
+
+
+def _inspect(transformer: Path, title: str) -> CheckpointSummary:
     model, config, plan = _quantized_without_storage(transformer)
     layers = adapter_for(model).layers(model)
     infos = {name: layers[name] for name in plan.layers}
@@ -288,7 +325,7 @@ def inspect(folder: str | Path) -> CheckpointSummary:
         if layer in infos and tensor != "bias":
             size_bytes += math.prod(file.get_slice(name).get_shape()) * expected[name].itemsize
     return CheckpointSummary(
-        name=folder.resolve().name,
+        name=title,
         transformer=type(model).__name__,
         recipe=plan.recipe,
         weight_bits=8 * size_bytes / num_weights,

@@ -31,6 +31,8 @@ def arguments() -> dict:
         "view": torch.randn(4, 3).T,
         "empty": torch.empty(0, 3),
         "added_cond_kwargs": {"resolution": torch.randn(2, 2), "aspect_ratio": None},
+        "image_rotary_emb": (torch.randn(3, 2), torch.randn(3, 2)),
+        "img_shapes": [[1, 4, 4]],
         "nothing": None,
         "return_dict": False,
         "scale": 1.5,
@@ -42,6 +44,8 @@ def same(a, b) -> bool:
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
         return set(a) == set(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and all(map(same, a, b)) and len(a) == len(b)
     return type(a) is type(b) and a == b
 
 
@@ -77,6 +81,47 @@ def test_one_call_in_some_is_spread_over_prompts_and_steps(complete):
     assert {prompt for prompt, _ in some} == {prompt for prompt, _ in every}
     assert {step for _, step in some} == {step for _, step in every}
     assert len(list(complete.calls(100))) == 1
+
+
+class TestSeveralCallsInAStep:
+    @pytest.fixture
+    def paired(self, tmp_path):
+        """Arguments say where a call belongs."""
+        info = INFO.model_copy(update={"calls_per_step": 2})
+        recorded = CalibrationSet.create(tmp_path / "paired", info)
+        for prompt in range(2):
+            own = [(step, {"is": [prompt, step, number]}) for step in (0, 3) for number in (0, 1)]
+            recorded.write_prompt(prompt, own)
+        return recorded
+
+    def test_all_come_back_in_their_order(self, paired):
+        found = [call.arguments["is"] for call in CalibrationSet(paired.folder)]
+        assert found == [[p, s, n] for p in (0, 1) for s in (0, 3) for n in (0, 1)]
+        assert len(paired) == 8
+
+    def test_some_are_spread_over_prompts_steps_and_calls(self, paired):
+        found = [call.arguments["is"] for call in paired.calls(2)]
+        assert len(found) == paired.count(2) == 4
+        for place, values in enumerate([{0, 1}, {0, 3}, {0, 1}]):
+            assert {entry[place] for entry in found} == values
+        assert {(step, number) for _, step, number in found} == {(0, 0), (0, 1), (3, 0), (3, 1)}
+
+    def test_a_step_with_fewer(self, paired):
+        with refuses(CalibrationError, "Step 3", "1 times", "expected 2"):
+            paired.write_prompt(0, [(0, {}), (0, {}), (3, {})])
+
+    def test_more_than_wanted_are_left_out(self, tmp_path, calls):
+        recorded = CalibrationSet.create(tmp_path / "more", INFO)
+        for prompt, own in enumerate(calls):
+            recorded.write_prompt(prompt, [call for call in own for _ in range(2)])
+        assert len(list(recorded)) == len(recorded) == 4
+
+    def test_a_set_that_does_not_say_has_one(self, complete):
+        index = complete.folder / "calibration.json"
+        told = json.loads(index.read_text())
+        del told["calls_per_step"]
+        index.write_text(json.dumps(told))
+        assert len(list(CalibrationSet(complete.folder))) == 4
 
 
 def test_two_arguments_may_be_one_tensor(tmp_path):

@@ -26,14 +26,15 @@ from viditq.bench.timing import clear_memory, measure
 from viditq.errors import PipelineError
 from viditq.models import LayerInfo, adapter_for, transformer_class
 from viditq.ops import fastest_backend, use_backend
-from viditq.pipelines.sources import TRANSFORMER, read_index, resolve, resolve_device
+from viditq.pipelines.families import TRANSFORMER, family_named
+from viditq.pipelines.sources import read_index, resolve, resolve_device
 from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
 
 __all__ = ["Diagnosis", "LayerVerdict", "diagnose"]
 
-BRANCHES = 2
-"""With guidance every step runs on the conditional and the unconditional branch together."""
+BRANCHES = {"batched": 2, "separate": 1, "embedded": 1}
+"""On how many branches of guidance a call runs together."""
 
 TEXT_TOKENS = {
     "PixArtAlphaPipeline": 120,
@@ -41,16 +42,43 @@ TEXT_TOKENS = {
     "LattePipeline": 120,
     "OpenSoraPipeline": 120,
     "OpenSora12Pipeline": 300,
+    "FluxPipeline": 512,
+    "Flux2Pipeline": 512,
+    "QwenImagePipeline": 128,
+    "StableDiffusion3Pipeline": 77 + 256,
+    "SanaPipeline": 300,
+    "WanPipeline": 512,
+    "LTXPipeline": 128,
+    "HunyuanVideoPipeline": 256,
 }
-"""Caption length of each pipeline that reads captions, padding included."""
+"""Caption length of each pipeline that reads captions, padding included; of one that pads to the
+longest in the batch, what may be expected of it."""
 
-ANY_SIZE = {"OpenSora12Pipeline": 15 * 15 * 27}
-"""Tokens of a video of the default size, of pipelines whose transformer has no size of its own."""
+ANY_SIZE = {
+    "OpenSora12Pipeline": 15 * 15 * 27,
+    "FluxPipeline": 64 * 64,
+    "Flux2Pipeline": 64 * 64,
+    "QwenImagePipeline": 64 * 64,
+    "WanPipeline": 21 * 30 * 52,
+    "CogVideoXPipeline": 226 + 13 * 30 * 45,
+    "LTXPipeline": 21 * 16 * 22,
+    "HunyuanVideoPipeline": 33 * 45 * 80,
+}
+"""Tokens of a sample of the default size, of pipelines whose transformer has no size of its own.
+
+Those of the caption are among them where they are one sequence with the sample's.
+"""
 
 REPEATS_CAPTIONS = ("LattePipeline",)
 """Pipelines that show the caption to every frame by itself."""
 
 TEXT_ROLES = ("cross_attn.kv",)
+
+TEXT_STREAM = ("attn.add_", "attn.to_add_out", "ff_context.", "txt_mlp.")
+"""How layers begin, in blocks of two streams, that only the caption goes through."""
+
+BOTH_STREAMS = "single_transformer_blocks."
+"""Blocks that the caption and the latents go through side by side."""
 
 INT8_TENSOR_CORES = (7, 5)
 """First compute capability that has them."""
@@ -152,8 +180,8 @@ def diagnose(
         source: bundled name, directory in diffusers layout (float, or one that viditq wrote, whose
             plan is then followed), or hub id.
         device: ``cuda`` or ``cpu``; without a GPU the layers are listed and nothing is measured.
-        tokens: M of a call, both guidance branches together; by default what the configuration
-            says.
+        tokens: M of a call, with both guidance branches if it batches them; by default what the
+            configuration says.
         track: shows progress.
 
     Raises:
@@ -207,13 +235,22 @@ def _describe(folder: Path) -> tuple[Any, Mapping[str, LayerPlan]]:
 
 
 def _token_counts(model: Any, pipeline: str, tokens: int | None) -> dict[str, int]:
-    """M of layers that read the caption (``text``) and of all others (``latent``)."""
+    """M of layers that read the caption (``text``), the latents, or ``both`` side by side."""
     config = model.config
     frames = int(config.get("video_length", 1))
     one = ANY_SIZE.get(pipeline) or frames * (config.sample_size // config.patch_size) ** 2
-    latent = BRANCHES * one
-    text = BRANCHES * TEXT_TOKENS.get(pipeline, 0) * (frames if pipeline in REPEATS_CAPTIONS else 1)
-    return {"latent": latent if tokens is None else tokens, "text": text}
+    branches = BRANCHES[family_named(pipeline).guidance]
+    latent = branches * one if tokens is None else tokens
+    text = branches * TEXT_TOKENS.get(pipeline, 0) * (frames if pipeline in REPEATS_CAPTIONS else 1)
+    return {"latent": latent, "text": text, "both": latent + text}
+
+
+def _reads(info: LayerInfo) -> str:
+    """Which of the counts is the layer's."""
+    if info.block.startswith(BOTH_STREAMS):
+        return "both"
+    in_block = info.name.removeprefix(f"{info.block}.")
+    return "text" if info.role in TEXT_ROLES or in_block.startswith(TEXT_STREAM) else "latent"
 
 
 def _by_shape(
@@ -222,7 +259,7 @@ def _by_shape(
     """Layers of one shape and weight format together, not yet measured."""
     groups: dict[tuple[int, int, int, str], list[LayerInfo]] = {}
     for info in infos:
-        m = counts["text" if info.role in TEXT_ROLES else "latent"]
+        m = counts[_reads(info)]
         key = (m, info.out_features, info.in_features, plans[info.name].weight)
         groups.setdefault(key, []).append(info)
     return [

@@ -1,13 +1,15 @@
 """``CalibrationSet``: transformer inputs recorded along sampling trajectories, on disk.
 
-One folder per prompt, one safetensors file per kept denoising step, holding every tensor that the
-pipeline passed to the transformer (both classifier-free guidance branches, as they were batched)
-and the other arguments as JSON. From here on nothing needs a text encoder, a VAE or a scheduler. A
-prompt's folder appears when it is complete, so an interrupted recording goes on where it stopped.
+One folder per prompt, one safetensors file per call at a kept denoising step, holding every tensor
+that the pipeline passed to the transformer and the other arguments as JSON. A step is one call if
+the pipeline batches the branches of classifier-free guidance, and several if it makes them one
+after the other. From here on nothing needs a text encoder, a VAE or a scheduler. A prompt's folder
+appears when it is complete, so an interrupted recording goes on where it stopped.
 """
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,7 @@ class CalibrationInfo(BaseModel):
         steps: indices of the steps that are kept, ascending.
         guidance: classifier-free guidance scale.
         seed: prompt ``i`` starts from the noise of seed ``seed + i``.
+        calls_per_step: how often a step calls the transformer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +56,7 @@ class CalibrationInfo(BaseModel):
     steps: tuple[int, ...]
     guidance: float
     seed: int
+    calls_per_step: int = 1
 
     @property
     def prompts_sha256(self) -> str:
@@ -118,27 +122,28 @@ class CalibrationSet:
         return self.calls()
 
     def calls(self, every: int = 1) -> Iterator[RecordedCall]:
-        """One call in ``every``, so that each prompt and each step has its share."""
+        """One call in ``every``; each prompt, each step and each of its calls has a share."""
         if self.missing:
             raise CalibrationError(
                 f"{self.folder} is incomplete: {len(self.missing)} of {len(self.info.prompts)} "
                 f"prompts are not recorded; record again to go on."
             )
-        for prompt, step in self._chosen(every):
-            path = self._prompt_folder(prompt) / _file_name(step)
+        for prompt, step, number in self._chosen(every):
+            path = self._prompt_folder(prompt) / _file_name(step, number)
             yield RecordedCall(prompt, step, _read_call(path))
 
     def count(self, every: int = 1) -> int:
         """How many :meth:`calls` there are."""
         return len(self._chosen(every))
 
-    def _chosen(self, every: int) -> list[tuple[int, int]]:
-        """(prompt, step) of one call in ``every``."""
+    def _chosen(self, every: int) -> list[tuple[int, int, int]]:
+        """(prompt, step, number within the step) of one call in ``every``."""
         return [
-            (prompt, step)
+            (prompt, step, number)
             for prompt in range(len(self.info.prompts))
             for position, step in enumerate(self.info.steps)
-            if (prompt + position) % every == 0
+            for number in range(self.info.calls_per_step)
+            if (prompt + position + number) % every == 0
         ]
 
     def write_prompt(self, prompt: int, calls: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
@@ -146,22 +151,36 @@ class CalibrationSet:
 
         Args:
             prompt: index of the prompt.
-            calls: (step, keyword arguments) of each kept step.
+            calls: (step, keyword arguments) of the calls at kept steps, in their order; of each
+                step the first ``calls_per_step`` are stored.
+
+        Raises:
+            CalibrationError: a kept step has fewer; nothing is written.
         """
+        found, wanted = Counter(step for step, _ in calls), self.info.calls_per_step
+        if short := [step for step in self.info.steps if found[step] < wanted]:
+            raise CalibrationError(
+                f"Step {short[0]} called the transformer {found[short[0]]} times, expected "
+                f"{wanted}."
+            )
         target = self._prompt_folder(prompt)
         part = target.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
+        written: Counter[int] = Counter()
         for step, arguments in calls:
-            _write_call(part / _file_name(step), arguments)
+            if written[step] < wanted:
+                _write_call(part / _file_name(step, written[step]), arguments)
+                written[step] += 1
         part.rename(target)
 
     def _prompt_folder(self, prompt: int) -> Path:
         return self.folder / f"prompt-{prompt:05d}"
 
 
-def _file_name(step: int) -> str:
-    return f"step-{step:04d}.safetensors"
+def _file_name(step: int, number: int) -> str:
+    suffix = f"-{number}" if number else ""
+    return f"step-{step:04d}{suffix}.safetensors"
 
 
 def _write_call(path: Path, arguments: Mapping[str, Any]) -> None:
@@ -174,6 +193,8 @@ def _write_call(path: Path, arguments: Mapping[str, Any]) -> None:
             return {"tensor": name}
         if isinstance(value, Mapping):
             return {"mapping": {k: strip(f"{name}.{k}", v) for k, v in value.items()}}
+        if isinstance(value, tuple):
+            return {"tuple": [strip(f"{name}.{i}", v) for i, v in enumerate(value)]}
         return {"value": value}
 
     header = json.dumps({k: strip(k, v) for k, v in arguments.items()})
@@ -193,6 +214,8 @@ def _read_call(path: Path) -> dict[str, Any]:
             return tensors[entry["tensor"]]
         if "mapping" in entry:
             return {k: fill(v) for k, v in entry["mapping"].items()}
+        if "tuple" in entry:
+            return tuple(fill(v) for v in entry["tuple"])
         return entry["value"]
 
     return {k: fill(v) for k, v in header.items()}
@@ -204,4 +227,6 @@ def move(value: Any, device: torch.device | str) -> Any:
         return value.to(device)
     if isinstance(value, Mapping):
         return {k: move(v, device) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(move(v, device) for v in value)
     return value

@@ -47,7 +47,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the first sample; the ne
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")]
 Guidance = Annotated[
     float,
-    typer.Option(min=0.0, help="Classifier-free guidance scale; 1 switches it off."),
+    typer.Option(min=0.0, help="Guidance scale; 1 switches it off if it is classifier-free."),
 ]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Samples made together; it does not change their noise.")

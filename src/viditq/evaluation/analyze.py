@@ -115,6 +115,8 @@ def analyze(
 ) -> Analysis:
     """Measure and plot how a float pipeline's layer inputs vary, and what balancing changes.
 
+    Of several transformers it is the first that is watched.
+
     Args:
         source: Bundled name, directory in diffusers layout, or hub id.
         out: Directory to write: new, empty, or an earlier analysis with ``overwrite``.
@@ -122,7 +124,8 @@ def analyze(
         num: Trajectories, 1 or more.
         seed: Trajectory ``i`` starts from the noise of seed ``seed + i``.
         steps: Denoising steps, all of them recorded.
-        guidance: Classifier-free guidance scale; at 1 or below there is no condition level.
+        guidance: Classifier-free guidance scale; at 1 or below, and of pipelines that do not batch
+            the branches, there is no condition level.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         overwrite: Whether an earlier analysis may be replaced.
         track: Shows progress.
@@ -141,8 +144,9 @@ def analyze(
             guidance=guidance,
             track=track,
         )
-        hooks = _vary(pipe.transformer, recorded, track)
-        balanced = _balance(pipe.transformer, recorded, hooks, track)
+        guided = guidance > 1 and pipelines.family(pipe).guidance == "batched"
+        hooks = _vary(pipe.transformer, recorded, guided, track)
+        balanced = _balance(pipe.transformer, recorded, hooks, guided, track)
         shutil.rmtree(work / "recorded")
         infos = adapter_for(pipe.transformer).layers(pipe.transformer)
         layers = {
@@ -178,10 +182,10 @@ def analyze(
 
 
 def _vary(
-    transformer: torch.nn.Module, recorded: CalibrationSet, track: Track
+    transformer: torch.nn.Module, recorded: CalibrationSet, guided: bool, track: Track
 ) -> dict[str, VariationHook]:
     """The first pass, with a hook on the first layer of each shared input."""
-    steps, guided = len(recorded.info.steps), recorded.info.guidance > 1
+    steps = len(recorded.info.steps)
     infos = adapter_for(transformer).layers(transformer)
     hooks = {name: VariationHook(steps, guided) for name in group_layers(infos.values())}
     _watch(transformer, recorded, hooks, track, "analyze")
@@ -192,10 +196,11 @@ def _balance(
     transformer: torch.nn.Module,
     recorded: CalibrationSet,
     varied: Mapping[str, VariationHook],
+    guided: bool,
     track: Track,
 ) -> dict[str, Incoherence]:
     """The second pass, with the balances that follow from the first."""
-    steps, guided = len(recorded.info.steps), recorded.info.guidance > 1
+    steps = len(recorded.info.steps)
     hooks: dict[str, IncoherenceHook] = {}
     weights: dict[str, Balanced] = {}
     infos = adapter_for(transformer).layers(transformer)

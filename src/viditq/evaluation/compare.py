@@ -14,7 +14,7 @@ so the same call goes on where it was; ``out`` itself appears when all is done:
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -158,7 +158,7 @@ def compare(
     for folder in (work / "samples").iterdir():  # of an earlier, stopped call with other pipelines
         if folder.name not in stores:
             shutil.rmtree(folder)
-    _keep_layers(paths, work / "layers")
+    _keep_layers(summaries, work / "layers")
     comparison.save(work)
     replace_directory(work, out)
     return comparison.at(out)
@@ -247,9 +247,7 @@ def _sizes(summary: checkpoint.CheckpointSummary) -> tuple[float, int, int]:
     return summary.weight_bits, summary.size_bytes, summary.float_size_bytes
 
 
-def _keep_layers(paths: dict[str, Path], folder: Path) -> None:
-    for name, path in paths.items():
-        sidecar = path / "transformer" / "viditq_layers.json"
-        if sidecar.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(sidecar, folder / f"{name}.json")
+def _keep_layers(summaries: Mapping[str, checkpoint.CheckpointSummary], folder: Path) -> None:
+    for name, summary in summaries.items():
+        if summary.layers:
+            checkpoint.write_layers(folder / f"{name}.json", summary.layers)

@@ -2,7 +2,7 @@
 
 from viditq.pipelines.convert_latte import convert_latte
 from viditq.pipelines.convert_opensora import convert_opensora
-from viditq.pipelines.families import Family, family
+from viditq.pipelines.families import Family, family, transformers
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS, generate
 from viditq.pipelines.quantize import calibration_prompts, quantize
 from viditq.pipelines.record import record
@@ -25,4 +25,5 @@ __all__ = [
     "register",
     "resolve",
     "resolve_device",
+    "transformers",
 ]

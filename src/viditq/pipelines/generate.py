@@ -38,7 +38,7 @@ def generate(
         prompts: texts.
         seeds: one per prompt.
         steps: denoising steps.
-        guidance: classifier-free guidance scale.
+        guidance: guidance scale, classifier-free or, if the transformer takes one, its input.
         batch_size: prompts per call; less where a family's samples would depend on it.
         track: shows progress, in samples.
 
@@ -71,14 +71,15 @@ def call(
 ) -> Any:
     """One call of the pipeline with its family's arguments."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = family(pipe).latent_shape(pipe)
+    facts = family(pipe)
+    shape = facts.latent_shape(pipe)
     noise = torch.stack([torch.randn(shape, generator=each) for each in generators])
     return pipe(
         prompt=list(prompts),
         num_inference_steps=steps,
-        guidance_scale=guidance,
         generator=generators,
         latents=noise.to(pipe.transformer.dtype),
         output_type=output_type,
-        **family(pipe).arguments(pipe),
+        **facts.scale(guidance, len(prompts)),
+        **facts.arguments(pipe),
     )

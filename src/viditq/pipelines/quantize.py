@@ -3,13 +3,15 @@
 record → observe → plan → quantize → save; the three in the middle, :mod:`viditq.streaming` does for
 as many layers at a time as fit into memory. Each stage leaves files beside the output from which an
 interrupted run goes on; the output directory itself appears whole or not at all, and is a complete
-diffusers pipeline: everything but the transformer is copied as it is.
+diffusers pipeline: everything but the transformer is copied as it is. Of several transformers each
+is quantized for itself, from the steps that call it.
 """
 
 import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -20,20 +22,23 @@ from torch import Tensor, nn
 
 import viditq
 from viditq import checkpoint
-from viditq.calibration import (
-    CalibrationSet,
-    model_fingerprint,
-    move,
-)
+from viditq.calibration import CalibrationInfo, CalibrationSet, move
 from viditq.checkpoint import Provenance
 from viditq.convert import check_finite
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
-from viditq.pipelines.families import family_named
+from viditq.pipelines.families import TRANSFORMER, family_named, transformers
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
-from viditq.pipelines.record import DEFAULT_KEPT_STEPS, record
-from viditq.pipelines.sources import INDEX, TRANSFORMER, load, read_index, resolve, stored_dtype
+from viditq.pipelines.record import DEFAULT_KEPT_STEPS, own_folder, record
+from viditq.pipelines.sources import (
+    INDEX,
+    load,
+    read_index,
+    resolve,
+    resolve_device,
+    stored_dtype,
+)
 from viditq.plan import Plan
 from viditq.progress import Track, quiet
 from viditq.prompts import read_prompts
@@ -94,17 +99,19 @@ def quantize(
     recipe = preset if isinstance(preset, Recipe) else load_recipe(preset)
     folder = resolve(source)
     index = read_index(folder)
-    if checkpoint.is_quantized(folder / TRANSFORMER):
+    parts = family_named(index["_class_name"]).transformers
+    if any(checkpoint.is_quantized(folder / name) for name in parts):
         raise PipelineError(f"{source} is quantized already; quantize the float pipeline.")
     pipe = load(folder, device)
-    model = pipe.transformer
-    check_finite(model)
+    models = transformers(pipe)
+    for model in models.values():
+        check_finite(model)
     beside = out.resolve()
     rounding = beside.with_name(f"{beside.name}.calibration")
     work = Path(calibration or rounding)
 
-    def run_record() -> CalibrationSet:
-        return record(
+    def run_record() -> None:
+        record(
             pipe,
             calibration_prompts(source) if prompts is None else prompts,
             work / "recorded",
@@ -117,33 +124,26 @@ def quantize(
         )
 
     try:
-        recorded = run_record()
+        run_record()
     except CalibrationError:
         if calibration or not (work / "recorded").exists():
             raise
         # What an earlier run with other settings left beside the output is ours to replace.
         shutil.rmtree(work)
-        recorded = run_record()
-    fingerprint = model_fingerprint(model)
-    reference = _outputs(model, recorded, track)
-    plan, diagnostics = quantize_transformer_(
-        model, recipe, recorded, rounding, statistics=calibration, track=track
-    )
-    measured = _measure(reference, _outputs(model, recorded, track), diagnostics)
-    info = recorded.info
-    provenance = Provenance(
-        base_model=str(source),
-        base_fingerprint=fingerprint,
-        prompts_sha256=info.prompts_sha256,
-        num_prompts=len(info.prompts),
-        num_steps=info.num_steps,
-        steps=info.steps,
-        guidance=info.guidance,
-        seed=info.seed,
-        versions=_versions(),
-        measured=measured,
-    )
-    _write(folder, index, out, model, plan, diagnostics, provenance, overwrite)
+        run_record()
+    made = {}
+    for name, model in models.items():
+        for other in models.values():
+            other.to(resolve_device(device) if other is model else "cpu")
+        made[name] = _quantized(
+            model,
+            recipe,
+            CalibrationSet(own_folder(work / "recorded", name)),
+            own_folder(rounding, name),
+            statistics=own_folder(Path(calibration), name) if calibration else None,
+            track=track,
+        )
+    _write(folder, index, out, made, str(source), overwrite)
     shutil.rmtree(rounding)  # which holds the calibration too, unless it is to be kept elsewhere
     return out
 
@@ -163,6 +163,51 @@ def calibration_prompts(source: str | Path, num: int = DEFAULT_PROMPTS) -> list[
         config = json.loads((folder / TRANSFORMER / checkpoint.CONFIG).read_text("utf-8"))
         return own(config, num)
     return read_prompts(Path(__file__).with_name("prompts.txt"))[:num]
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """A transformer and what its checkpoint says of it."""
+
+    model: nn.Module
+    plan: Plan
+    diagnostics: Mapping[str, LayerDiagnostics]
+    recorded: CalibrationInfo
+    measured: dict[str, float]
+
+    def provenance(self, source: str) -> Provenance:
+        """It was quantized as a part of the pipeline that was called ``source``."""
+        info = self.recorded
+        return Provenance(
+            base_model=source,
+            base_fingerprint=info.model,
+            prompts_sha256=info.prompts_sha256,
+            num_prompts=len(info.prompts),
+            num_steps=info.num_steps,
+            steps=info.steps,
+            guidance=info.guidance,
+            seed=info.seed,
+            versions=_versions(),
+            measured=self.measured,
+        )
+
+
+def _quantized(
+    model: nn.Module,
+    recipe: Recipe,
+    recorded: CalibrationSet,
+    rounding: Path,
+    *,
+    statistics: Path | None,
+    track: Track,
+) -> _Quantized:
+    """``model``, quantized in place."""
+    reference = _outputs(model, recorded, track)
+    plan, diagnostics = quantize_transformer_(
+        model, recipe, recorded, rounding, statistics=statistics, track=track
+    )
+    measured = _measure(reference, _outputs(model, recorded, track), diagnostics)
+    return _Quantized(model, plan, diagnostics, recorded.info, measured)
 
 
 def _outputs(model: nn.Module, recorded: CalibrationSet, track: Track) -> list[Tensor]:
@@ -200,23 +245,22 @@ def _write(
     folder: Path,
     index: Mapping[str, Any],
     out: Path,
-    model: nn.Module,
-    plan: Plan,
-    diagnostics: Mapping[str, LayerDiagnostics],
-    provenance: Provenance,
+    made: Mapping[str, _Quantized],
+    source: str,
     overwrite: bool,
 ) -> None:
-    """The float pipeline's directory with a quantized transformer, whole or not at all."""
+    """The float pipeline's directory with quantized transformers, whole or not at all."""
     with atomic_directory(out, marker=MARKER, overwrite=overwrite) as part:
         shutil.copy2(folder / INDEX, part / INDEX)
         for name in index:
-            if (folder / name).is_dir() and name != TRANSFORMER:
+            if (folder / name).is_dir() and name not in made:
                 shutil.copytree(folder / name, part / name)
-        checkpoint.save(
-            model,
-            part / TRANSFORMER,
-            plan,
-            diagnostics=diagnostics,
-            provenance=provenance,
-            dtype=stored_dtype(folder / TRANSFORMER),
-        )
+        for name, quantized in made.items():
+            checkpoint.save(
+                quantized.model,
+                part / name,
+                quantized.plan,
+                diagnostics=quantized.diagnostics,
+                provenance=quantized.provenance(source),
+                dtype=stored_dtype(folder / name),
+            )

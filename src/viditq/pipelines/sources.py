@@ -19,13 +19,12 @@ from safetensors import safe_open
 
 from viditq import blocks, checkpoint
 from viditq.errors import InputError, PipelineError
-from viditq.pipelines.families import family_named
+from viditq.pipelines.families import SIZES, TRANSFORMER, family_named
 from viditq.zoo import catalog
 
 __all__ = ["load", "quiet_libraries", "read_index", "resolve", "resolve_device", "stored_dtype"]
 
 INDEX = "model_index.json"
-TRANSFORMER = "transformer"
 
 
 def resolve(source: str | Path) -> Path:
@@ -146,20 +145,25 @@ def load(
     target = resolve_device(device)
     folder = resolve(source)
     index = read_index(folder)
-    components: dict[str, Any] = {}
-    if checkpoint.is_quantized(folder / TRANSFORMER):
-        fuse = blocks.is_faster(target) if fuse is None else fuse
-        components[TRANSFORMER] = checkpoint.load(folder / TRANSFORMER, dtype=dtype, fuse=fuse)
-    pipeline = family_named(index["_class_name"]).pipeline_class
+    facts = family_named(index["_class_name"])
+    fuse = blocks.is_faster(target) if fuse is None else fuse
+    # Of a part that was left out, diffusers wants to hear again.
+    components: dict[str, Any] = {n: None for n, value in index.items() if value == [None, None]}
+    components |= {
+        name: checkpoint.load(folder / name, dtype=dtype, fuse=fuse)
+        for name in facts.transformers
+        if checkpoint.is_quantized(folder / name)
+    }
     with quiet_libraries():
         try:
-            pipe = pipeline.from_pretrained(folder, dtype=dtype, **components)
+            pipe = facts.pipeline_class.from_pretrained(folder, dtype=dtype, **components)
         except Exception as error:
             reason = textwrap.shorten(str(error), 300) or type(error).__name__
             raise PipelineError(
                 f"{folder} cannot be loaded as {index['_class_name']} ({reason})."
             ) from error
         pipe.to(target)
+    pipe.viditq_size = {name: index[name] for name in SIZES if isinstance(index.get(name), int)}
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
