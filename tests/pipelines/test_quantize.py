@@ -1,5 +1,6 @@
 """The whole way: any pipeline of a supported family in, a complete pipeline or nothing out."""
 
+import gc
 import json
 import resource
 import shutil
@@ -283,6 +284,33 @@ class TestRefusals:
         assert only(tmp_path, "a", "c")
         stats = {name: content for name, content in before.items() if name.startswith("stats/")}
         assert stats.items() <= files(tmp_path / "c").items()
+
+
+class TestLarge:
+    def test_a_large_transformer_is_calibrated_in_16_bits_on_a_gpu(self, floats, monkeypatch):
+        from viditq.pipelines.quantize import calibration_dtype
+
+        module, folder = sys.modules["viditq.pipelines.quantize"], floats["image"]
+        # A second transformer that the pipeline does not have counts nothing.
+        parts = ("transformer", "transformer_2")
+        numbers = sum(p.numel() for p in pipelines.load(folder).transformer.parameters())
+        for bound, expected in ((numbers, torch.float32), (numbers - 1, torch.bfloat16)):
+            monkeypatch.setattr(module, "FP32_NUMBERS", bound)
+            assert calibration_dtype(folder, parts, "cuda:0") is expected
+            assert calibration_dtype(folder, parts, "cpu") is torch.float32
+
+    def test_what_encodes_captions_is_gone_once_calls_are_recorded(self, floats, tmp_path):
+        """A text encoder may be as large as the transformer."""
+        alive = []
+
+        def track(items, description, total=None):
+            if description == "observe":
+                alive.extend(o for o in gc.get_objects() if type(o).__name__ == "T5EncoderModel")
+            yield from items
+
+        before = sum(type(o).__name__ == "T5EncoderModel" for o in gc.get_objects())
+        pipelines.quantize(floats["image"], tmp_path / "q", **SHORT, track=track)
+        assert len(alive) <= before
 
 
 class Killed(BaseException):

@@ -7,10 +7,11 @@ diffusers pipeline: everything but the transformer is copied as it is. Of severa
 is quantized for itself, from the steps that call it.
 """
 
+import gc
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
@@ -38,6 +39,7 @@ from viditq.pipelines.sources import (
     resolve,
     resolve_device,
     stored_dtype,
+    stored_numbers,
 )
 from viditq.plan import Plan
 from viditq.progress import Track, quiet
@@ -50,6 +52,9 @@ __all__ = ["calibration_prompts", "quantize"]
 
 MARKER = f"{TRANSFORMER}/{checkpoint.LAYERS}"
 """What only an output of :func:`quantize` has: a float pipeline is never replaced."""
+
+FP32_NUMBERS = 1 << 32
+"""A transformer with more numbers is calibrated in bf16 on a GPU, where it is 8 GiB and not 16."""
 
 DEFAULT_PROMPTS = 16
 MEASURED_CALLS = 8
@@ -102,18 +107,20 @@ def quantize(
     parts = family_named(index["_class_name"]).transformers
     if any(checkpoint.is_quantized(folder / name) for name in parts):
         raise PipelineError(f"{source} is quantized already; quantize the float pipeline.")
-    pipe = load(folder, device)
-    models = transformers(pipe)
-    for model in models.values():
-        check_finite(model)
     beside = out.resolve()
     rounding = beside.with_name(f"{beside.name}.calibration")
     work = Path(calibration or rounding)
+    given = calibration_prompts(source) if prompts is None else prompts
 
-    def run_record() -> None:
+    def recorded_models() -> dict[str, nn.Module]:
+        # The text encoders go with the pipeline when this returns.
+        pipe = load(folder, device, calibration_dtype(folder, parts, device))
+        models = transformers(pipe)
+        for model in models.values():
+            check_finite(model)
         record(
             pipe,
-            calibration_prompts(source) if prompts is None else prompts,
+            given,
             work / "recorded",
             source=str(source),
             seed=seed,
@@ -122,15 +129,17 @@ def quantize(
             guidance=guidance,
             track=track,
         )
+        return models
 
     try:
-        run_record()
+        models = recorded_models()
     except CalibrationError:
         if calibration or not (work / "recorded").exists():
             raise
         # What an earlier run with other settings left beside the output is ours to replace.
         shutil.rmtree(work)
-        run_record()
+        models = recorded_models()
+    gc.collect()
     made = {}
     for name, model in models.items():
         for other in models.values():
@@ -146,6 +155,12 @@ def quantize(
     _write(folder, index, out, made, str(source), overwrite)
     shutil.rmtree(rounding)  # which holds the calibration too, unless it is to be kept elsewhere
     return out
+
+
+def calibration_dtype(folder: Path, parts: Iterable[str], device: str) -> torch.dtype:
+    """What a float pipeline is loaded in: fp32, unless that were too much for a GPU."""
+    largest = max(stored_numbers(folder / name).total() for name in parts)
+    return torch.bfloat16 if device.startswith("cuda") and largest > FP32_NUMBERS else torch.float32
 
 
 def calibration_prompts(source: str | Path, num: int = DEFAULT_PROMPTS) -> list[str]:

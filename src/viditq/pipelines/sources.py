@@ -22,7 +22,15 @@ from viditq.errors import InputError, PipelineError
 from viditq.pipelines.families import SIZES, TRANSFORMER, family_named
 from viditq.zoo import catalog
 
-__all__ = ["load", "quiet_libraries", "read_index", "resolve", "resolve_device", "stored_dtype"]
+__all__ = [
+    "load",
+    "quiet_libraries",
+    "read_index",
+    "resolve",
+    "resolve_device",
+    "stored_dtype",
+    "stored_numbers",
+]
 
 INDEX = "model_index.json"
 
@@ -71,6 +79,12 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
 
     Models in 16 bits may keep some of their tensors in fp32.
     """
+    numbers = stored_numbers(folder)
+    return max(numbers, key=numbers.__getitem__, default=None)
+
+
+def stored_numbers(folder: Path) -> Counter[torch.dtype]:
+    """How many numbers of each floating-point type there are in a model's safetensors."""
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     numbers: Counter[torch.dtype] = Counter()
     for path in folder.glob("*.safetensors"):
@@ -79,7 +93,7 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
                 part = file.get_slice(name)
                 if (stored := part.get_dtype()) in names:
                     numbers[names[stored]] += math.prod(part.get_shape())
-    return max(numbers, key=numbers.__getitem__, default=None)
+    return numbers
 
 
 def read_index(folder: Path) -> dict[str, Any]:
