@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from checks import refuses
+from tiny_transformers import CASES
 from viditq import checkpoint, pipelines
+from viditq.bench.random_models import quantize_random_
 from viditq.checkpoint import WEIGHTS
 from viditq.errors import CheckpointError, PlanError
+from viditq.models import adapter_for
 from viditq.nn import QuantLinear
+from viditq.plan import LayerPlan, Plan
 
 PRESETS = ["w8a8-naive", "w8a8", "w6a6", "w4a8-naive", "w4a8"]
 # Seeds far from those of calibration; captions of two lengths.
@@ -138,6 +143,44 @@ class TestDtype:
         layers = [m for m in model.modules() if isinstance(m, QuantLinear)]
         assert len(layers) == 20
         assert not any(p.requires_grad for layer in layers for p in layer.parameters())
+
+
+class TestKeptInFp32:
+    """What diffusers keeps in fp32 of a float model, viditq keeps of a quantized one."""
+
+    @pytest.fixture(params=["the class's own", "norm2", ["norm2", "proj_out"], None])
+    def theirs(self, request, tmp_path, monkeypatch):
+        """The tensors of the float model as diffusers' own loader gives them in bf16."""
+        if request.param != "the class's own":
+            monkeypatch.setattr(WanTransformer3DModel, "_keep_in_fp32_modules", request.param)
+        CASES["wan"].model().save_pretrained(tmp_path / "float")
+        model = WanTransformer3DModel.from_pretrained(tmp_path / "float", dtype=torch.bfloat16)
+        return model.state_dict()
+
+    @pytest.fixture
+    def saved(self, tmp_path):
+        def save(dtype):
+            model, layer = CASES["wan"].model(), LayerPlan(weight="int8", activation="int8")
+            adapter = adapter_for(model)
+            names = adapter.layers(model)
+            plan = Plan(model=adapter.name, recipe="w8a8", layers=dict.fromkeys(names, layer))
+            quantize_random_(model, layer)
+            return checkpoint.save(model, tmp_path / "quantized", plan, diagnostics={}, dtype=dtype)
+
+        return save
+
+    def assert_same(self, tensors, theirs):
+        shared = [name for name in theirs if f"{name.rpartition('.')[0]}.scale" not in tensors]
+        assert len(shared) > 20
+        for name in shared:
+            assert tensors[name].dtype == theirs[name].dtype, name
+            assert torch.equal(tensors[name], theirs[name]), name
+
+    def test_in_loading(self, saved, theirs):
+        self.assert_same(checkpoint.load(saved(None), dtype=torch.bfloat16).state_dict(), theirs)
+
+    def test_in_saving(self, saved, theirs):
+        self.assert_same(load_file(saved(torch.bfloat16) / WEIGHTS), theirs)
 
 
 class TestDamagedTensors:

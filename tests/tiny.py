@@ -7,6 +7,7 @@ the classes that diffusers does not have.
 from pathlib import Path
 
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -193,6 +194,15 @@ def opensora12(*, caption: int = 16, **sizes: int):
         width=20,
         num_frames=5,
     )
+
+
+def offloaded_(pipe):
+    """``pipe`` as its ``enable_sequential_cpu_offload`` makes it, which wants a GPU."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            buffers = bool(part._parameters)
+            cpu_offload(part, torch.device("cpu"), offload_buffers=buffers)
+    return pipe
 
 
 def flux(*, heads: int = 2, head_dim: int = 16, layers: int = 2, single_layers: int = 3):

@@ -9,7 +9,7 @@ pickled.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from viditq import blocks
 from viditq.diagnostics import LayerDiagnostics
 from viditq.errors import CheckpointError
 from viditq.files import write_atomic
-from viditq.models import adapter_for, transformer_class
+from viditq.models import adapter_for, loaded_dtype, transformer_class
 from viditq.nn import EXACT_TENSORS, QuantLinear, replace_
 from viditq.plan import Plan, validation_sentence
 
@@ -129,16 +129,17 @@ def save(
         plan: what :func:`viditq.convert.quantize_` was given.
         diagnostics: what it returned.
         provenance: where the checkpoint comes from.
-        dtype: cast what is outside the quantized layers to it, in place; ``None`` leaves it.
+        dtype: cast what is outside the quantized layers to it, in place, but for what diffusers
+            keeps in fp32 of such a model; ``None`` leaves it.
     """
     folder = Path(folder)
     config = QuantizationConfig(plan=plan.to_json(), provenance=provenance)
     set_config(model, config)
     if dtype is not None:
-        for module in model.modules():
+        for prefix, module in model.named_modules():
             if not isinstance(module, QuantLinear):
-                for parameter in module.parameters(recurse=False):
-                    parameter.data = parameter.data.to(dtype)
+                for name, parameter in module.named_parameters(prefix, recurse=False):
+                    parameter.data = parameter.data.to(loaded_dtype(model, name, dtype))
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)  # pyright: ignore
     write_layers(folder / LAYERS, diagnostics)
     return folder
@@ -163,7 +164,8 @@ def load(
     Args:
         folder: the ``transformer`` folder of a quantized pipeline.
         device: where the tensors go.
-        dtype: of what stayed float, scales and smoothing excepted; ``None`` leaves it as stored.
+        dtype: of what stayed float, except scales, smoothing and what diffusers keeps in fp32 of
+            such a model; ``None`` leaves it as stored.
         fuse: fuse its blocks (:func:`viditq.blocks.fuse_`); ``None``: where that is faster.
 
     Returns:
@@ -177,7 +179,8 @@ def load(
     tensors: dict[str, Tensor] = {}
     for file, name, exact in _stored_tensors(folder, model):
         tensor = file.get_tensor(name)
-        tensors[name] = tensor.to(device, tensor.dtype if exact or dtype is None else dtype)
+        own = tensor.dtype if exact or dtype is None else loaded_dtype(model, name, dtype)
+        tensors[name] = tensor.to(device, own)
     model.load_state_dict(tensors, assign=True)
     set_config(model, config)
     # What is not stored (position tables and the like) was made on the CPU.
@@ -360,11 +363,7 @@ def _stored_tensors(folder: Path, model: nn.Module) -> Iterator[tuple[Any, str, 
     quantized = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantLinear)]
     kept = {f"{name}.{tensor}" for name, _ in quantized for tensor in EXACT_TENSORS}
     for path in _weight_files(folder):
-        try:
-            file = safe_open(path, "pt")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is damaged or cut off ({error}).") from None
-        with file:
+        with open_weights(path) as file:
             for name in file.keys():  # noqa: SIM118
                 want = waiting.pop(name, None)
                 if want is None:
@@ -383,10 +382,22 @@ def _stored_tensors(folder: Path, model: nn.Module) -> Iterator[tuple[Any, str, 
                         f"{path}: {name} has dtype {dtype}, expected {_DTYPES[want.dtype]}."
                     )
                 yield file, name, exact
-    if waiting:
+    refuse_missing(folder, waiting, len(expected))
+
+
+def open_weights(path: str | Path) -> Any:
+    """The opened safetensors; :class:`CheckpointError` if they cannot be read."""
+    try:
+        return safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged or cut off ({error}).") from None
+
+
+def refuse_missing(folder: str | Path, missing: Collection[str], expected: int) -> None:
+    """:class:`CheckpointError` if any of the ``expected`` tensors are ``missing``."""
+    if missing:
         raise CheckpointError(
-            f"{folder} lacks the tensor {min(waiting)!r} ({len(waiting)} of {len(expected)} "
-            f"missing)."
+            f"{folder} lacks the tensor {min(missing)!r} ({len(missing)} of {expected} missing)."
         )
 
 

@@ -28,6 +28,7 @@ from viditq.quantizers import (
     search_grid,
 )
 from viditq.stats import LayerStats, stats_of
+from viditq.streams import map_streams
 
 __all__ = [
     "balance_for",
@@ -39,6 +40,10 @@ __all__ = [
     "quantize_readers",
     "quantized_groups",
 ]
+
+
+MOST_WORKERS, WORKING_BYTES = 4, 6 << 30
+"""Threads that round on a GPU, and what they may use there together."""
 
 
 def quantize_(
@@ -83,7 +88,6 @@ def quantized_groups(
     gradients: Mapping[str, Tensor] | None = None,
     *,
     track: Track = quiet,
-    what: str = "quantize",
 ) -> Iterator[dict[str, tuple[QuantLinear, LayerDiagnostics]]]:
     """The quantized layers of each input, by name; see :func:`quantize_`. ``model`` stays."""
     infos = planned_layers(model, plan)
@@ -97,33 +101,54 @@ def quantized_groups(
     groups = group_layers(infos.values())
     for group in groups.values():
         _check_agreement([plan.layers[info.name] for info in group], group[0].name)
-    for name, group in track(groups.items(), what, len(groups)):
+    device = next(model.parameters()).device
+
+    def quantized(group: list[LayerInfo]) -> dict[str, tuple[QuantLinear, LayerDiagnostics]]:
         linears = [linear_named(model, info.name) for info in group]
-        layer_stats = stats_of(stats, name, group[0].in_features).to(linears[0].weight.device)
-        plans = [plan.layers[info.name] for info in group]
-        balance = balance_for(plans, linears, layer_stats)
-        inputs = LayerDiagnostics.activations(
-            layer_stats.rows, balance.activation(layer_stats.rows), layer_stats.row_steps
-        )
-        device, own = layer_stats.mean.device, None
+        layer_stats = stats_of(stats, group[0].name, group[0].in_features).to(device)
+        plans, own = [plan.layers[info.name] for info in group], None
         if gradients is not None:
             own = [_on(gradients.get(info.name), device) for info in group]
-        readers = quantize_readers(linears, plans, balance, layer_stats, own)
-        found: dict[str, tuple[QuantLinear, LayerDiagnostics]] = {}
-        for info, linear, quantized in zip(group, linears, readers, strict=True):
-            diagnostics = LayerDiagnostics(
-                role=info.role,
-                weight_format=quantized.plan.weight,
-                activation_format=quantized.plan.activation,
-                in_features=info.in_features,
-                out_features=info.out_features,
-                size_bytes=quantized.size_bytes,
-                float_size_bytes=2 * linear.weight.numel(),
-                sqnr_db=output_sqnr_db(linear, quantized, layer_stats.rows),
-                **inputs,
-            )
-            found[info.name] = quantized, diagnostics
-        yield found
+        return _quantized(group, linears, plans, layer_stats, own)
+
+    found = map_streams(quantized, groups.values(), device, count_workers(groups.values()))
+    yield from track(found, "quantize", len(groups))
+
+
+def count_workers(groups: Iterable[Sequence[LayerInfo]]) -> int:
+    """How many inputs at a time a GPU has memory for: metrics are held in fp64, some at once."""
+    widest = max(max(info.in_features, info.out_features) for group in groups for info in group)
+    return min(MOST_WORKERS, max(1, WORKING_BYTES // (6 * 8 * widest**2)))
+
+
+def _quantized(
+    group: Sequence[LayerInfo],
+    linears: Sequence[nn.Linear],
+    plans: Sequence[LayerPlan],
+    stats: LayerStats,
+    gradients: Sequence[Tensor | None] | None,
+) -> dict[str, tuple[QuantLinear, LayerDiagnostics]]:
+    """The readers of one input, by name."""
+    balance = balance_for(plans, linears, stats)
+    inputs = LayerDiagnostics.activations(
+        stats.rows, balance.activation(stats.rows), stats.row_steps
+    )
+    readers = quantize_readers(linears, plans, balance, stats, gradients)
+    found: dict[str, tuple[QuantLinear, LayerDiagnostics]] = {}
+    for info, linear, quantized in zip(group, linears, readers, strict=True):
+        diagnostics = LayerDiagnostics(
+            role=info.role,
+            weight_format=quantized.plan.weight,
+            activation_format=quantized.plan.activation,
+            in_features=info.in_features,
+            out_features=info.out_features,
+            size_bytes=quantized.size_bytes,
+            float_size_bytes=2 * linear.weight.numel(),
+            sqnr_db=output_sqnr_db(linear, quantized, stats.rows),
+            **inputs,
+        )
+        found[info.name] = quantized, diagnostics
+    return found
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ from torch import nn
 
 from viditq.calibration import (
     CalibrationSet,
-    in_batches,
     input_bytes,
     observe,
     observe_gradients,
@@ -83,10 +82,9 @@ def quantize_transformer_(
         raise PlanError(f"The recipe {recipe.name!r} leaves every layer of the model float.")
     groups = group_layers(infos[name] for name in infos if name in wanted)
     done = _Rounded(folder / "rounded", f"{recipe.model_dump_json()}{recorded.info}")
-    waiting = [members[0] for name, members in groups.items() if name not in done]
-    windows = in_batches(waiting, lambda first: _bytes(groups[first.name]), memory_bytes)
+    windows = _windows([group for name, group in groups.items() if name not in done], memory_bytes)
     for number, window in enumerate(windows):
-        layers = [info.name for first in window for info in groups[first.name]]
+        layers = [info.name for group in window for info in group]
         suffix = f" {number + 1}/{len(windows)}" if len(windows) > 1 else ""
         named = _named(track, suffix)
         kept = Path(statistics or folder)
@@ -114,9 +112,19 @@ def default_memory_bytes(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory // 12
 
 
-def _bytes(group: list[LayerInfo]) -> int:
-    """Of the larger of the two kinds of statistics; they are not held together."""
-    return max(input_bytes(group[0]), sum(output_bytes(info) for info in group))
+def _windows(groups: Iterable[list[LayerInfo]], memory_bytes: int) -> list[list[list[LayerInfo]]]:
+    """Consecutive readers of inputs whose statistics fit into memory, either kind by itself: what
+    inputs are and what outputs are used for is not observed in one pass."""
+    windows: list[list[list[LayerInfo]]] = []
+    inputs = outputs = memory_bytes
+    for group in groups:
+        inputs += input_bytes(group[0])
+        outputs += sum(output_bytes(info) for info in group)
+        if max(inputs, outputs) > memory_bytes:
+            windows.append([])
+            inputs, outputs = input_bytes(group[0]), sum(output_bytes(info) for info in group)
+        windows[-1].append(group)
+    return windows
 
 
 def _named(track: Track, suffix: str) -> Track:

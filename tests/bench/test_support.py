@@ -52,7 +52,7 @@ def test_a_measured_model():
     assert line["blocks"] == "fused"
     assert line["bf16, ms"] == "200.0"
     assert line["W8A8, ms"] == "100.0 (2.00×)"
-    assert line["W4A8, ms"] == "80 (2.50×)"
+    assert line["W4A8, ms"] == "80.0 (2.50×)"
     assert line["weights, GiB"] == "8.00 / 4.00 / 2.00"
     assert line["peak, GiB"] == "10.00 / 6.00 / 4.00"
     assert not any("small-flux" in note for note in table.notes)

@@ -137,6 +137,11 @@ def test_shared_inputs_of_layers_without_role_or_in_two_groups(shared):
         adapter({"q": "self_attn.qkv", "k": "self_attn.qkv"}, shared)
 
 
+def test_a_token_mask_of_nothing_that_there_is():
+    with refuses(InputError, "'mine'", "'to_k'", "token mask"):
+        Adapter("mine", "Mine", "image", {"blocks": {"q": "self_attn.qkv"}}, (), {"to_k": "mask"})
+
+
 def test_one_of_ones_own_takes_the_place_of_any_other(monkeypatch):
     monkeypatch.setattr(models, "_BY_CLASS", dict(models._BY_CLASS))
     register_adapter(mine := adapter({"to_q": "self_attn.qkv"}))

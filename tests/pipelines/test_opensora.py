@@ -138,6 +138,17 @@ def test_images_come_out_as_asked(pipe):
     assert tensor.shape == (1, 2, 3, 16, 16)
 
 
+@pytest.mark.parametrize("stored", ["float", "w8a8"])
+def test_offloaded_module_by_module(source, quantized, stored):
+    """Tensors have values only while their module is called, the empty caption too."""
+    folder = source if stored == "float" else quantized
+    expected = pipelines.generate(pipelines.load(folder), **SAMPLES)
+    pipe = tiny.offloaded_(pipelines.load(folder))
+    assert pipe.transformer.null_caption.is_meta
+    assert torch.equal(pipelines.generate(pipe, **SAMPLES), expected)
+    assert pipe.transformer.null_caption.is_meta
+
+
 @pytest.mark.parametrize("prompt", [[], [3], 3])
 def test_no_prompt(pipe, prompt):
     with refuses(InputError, "prompt", repr(prompt)):

@@ -87,6 +87,12 @@ def test_samples_do_not_depend_on_the_batch(pipe):
     assert together.std() > 0.01
 
 
+def test_offloaded_module_by_module(source, pipe):
+    ours = tiny.offloaded_(pipelines.load(source))
+    assert ours.transformer.null_caption.is_meta
+    assert torch.equal(pipelines.generate(ours, **SAMPLES), pipelines.generate(pipe, **SAMPLES))
+
+
 def test_without_guidance(pipe):
     assert pipelines.generate(pipe, **SAMPLES, guidance=1.0).shape == (2, 5, 16, 20, 3)
 

@@ -82,6 +82,20 @@ class TestOutput:
         assert not any(description.startswith("observe") for description, _ in shown)
         assert files(first) == files(second)
 
+    def test_measuring_shows_progress(self, floats, tmp_path):
+        """Of the float model and of the quantized one, with as many calls as were announced."""
+        shown = []
+
+        def track(items, description, total=None):
+            items = list(items)
+            shown.append((description, total, len(items)))
+            return iter(items)
+
+        pipelines.quantize(floats["image"], tmp_path / "q", **SHORT, track=track)
+        measured = [entry for entry in shown if entry[0] == "measure"]
+        assert len(measured) == 2
+        assert all(0 < calls == total for _, total, calls in measured)
+
     def test_the_same_call_makes_the_same_files(self, floats, tmp_path):
         a, b = (pipelines.quantize(floats["image"], tmp_path / n, **SHORT) for n in "ab")
         assert files(a) == files(b)

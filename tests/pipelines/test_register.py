@@ -10,8 +10,8 @@ from diffusers.quantizers import auto
 from safetensors.torch import load_file, save_file
 
 from checks import refuses
-from viditq import pipelines
-from viditq.checkpoint import WEIGHTS
+from viditq import checkpoint, pipelines
+from viditq.checkpoint import WEIGHTS, WEIGHTS_INDEX
 from viditq.errors import CheckpointError, PlanError
 from viditq.nn import FP32_TENSORS, QuantLinear
 
@@ -128,6 +128,25 @@ class TestDamaged:
         self.edit(folder, lambda entry: entry | {"plan": entry["plan"] | {"model": "latte"}})
         with refuses(PlanError, "latte"):
             PixArtTransformer2DModel.from_pretrained(folder)
+
+    # Of a quantized layer, and of one that stayed float.
+    @pytest.mark.parametrize("name", ["transformer_blocks.1.ff.net.2.input_scale", "proj_out.bias"])
+    @pytest.mark.parametrize("sharded", [False, True])
+    def test_a_missing_tensor(self, folder, name, sharded, monkeypatch):
+        """Refused in the words of the strict loader, though the index of shards may name it."""
+        tensors = load_file(folder / WEIGHTS)
+        if sharded:
+            names = dict.fromkeys(tensors, WEIGHTS)
+            index = {"metadata": {"total_size": 1}, "weight_map": names}
+            (folder / WEIGHTS_INDEX).write_text(json.dumps(index))
+        del tensors[name]
+        save_file(tensors, folder / WEIGHTS)
+        with pytest.raises(CheckpointError) as strict:
+            checkpoint.load(folder)
+        monkeypatch.setattr(PixArtTransformer2DModel, "_keep_in_fp32_modules", ["pos_embed"])
+        with refuses(CheckpointError, str(folder), repr(name), "1 of", str(strict.value)):
+            PixArtTransformer2DModel.from_pretrained(folder)
+        assert PixArtTransformer2DModel._keep_in_fp32_modules == ["pos_embed"]
 
     @pytest.mark.parametrize("part", ["weight", "scale", "input_scale"])
     def test_a_tensor_of_another_shape(self, folder, part):

@@ -6,12 +6,14 @@ import shutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
 
 import tiny
 from checks import refuses
 from viditq import pipelines
 from viditq.errors import InputError, PipelineError
 from viditq.nn import QuantLinear
+from viditq.pipelines.sources import stored_dtype
 from viditq.zoo.catalog import BUNDLED
 
 
@@ -115,6 +117,23 @@ class TestDevice:
     def test_no_cuda_here(self):
         with refuses(InputError, "CUDA", "--device cpu"):
             pipelines.resolve_device("cuda")
+
+
+def test_stored_dtype_is_that_of_most_numbers(tmp_path):
+    """A model in 16 bits may keep its norms in fp32, which stand first in the file."""
+    assert stored_dtype(tmp_path) is None
+    wide, narrow = torch.zeros(8), torch.zeros(12, dtype=torch.bfloat16)
+    save_file({"a.norm.weight": wide}, tmp_path / "1.safetensors")
+    assert stored_dtype(tmp_path) is torch.float32
+    tensors = {
+        "b.norm.weight": wide,
+        "b.weight": narrow,
+        "b.codes": torch.zeros(9, dtype=torch.int8),
+    }
+    save_file(tensors, tmp_path / "2.safetensors")
+    assert stored_dtype(tmp_path) is torch.float32
+    save_file({"c.weight": narrow}, tmp_path / "3.safetensors")
+    assert stored_dtype(tmp_path) is torch.bfloat16
 
 
 class TestLoad:

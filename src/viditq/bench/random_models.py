@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from viditq.balancing import Balance, random_signs, rotation_block
 from viditq.convert import group_layers, linear_named
 from viditq.errors import PipelineError
-from viditq.models import LayerInfo, adapter_for, transformer_class
+from viditq.models import LayerInfo, adapter_for, loaded_dtype, transformer_class
 from viditq.nn import QuantLinear, empty_like
 from viditq.ops.quantize_rows import balance_rows
 from viditq.plan import LayerPlan
@@ -51,10 +51,9 @@ def build(
     with init_empty_weights():
         model = transformer_class(transformer)(**config)
     generator = torch.Generator(device).manual_seed(0)
-    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            own = torch.float32 if kept.intersection((*prefix.split("."), name)) else dtype
+            own = loaded_dtype(model, f"{prefix}.{name}", dtype)
             value = torch.empty(parameter.shape, dtype=own, device=device)
             if "Norm" in type(module).__name__:
                 value.fill_(1.0 if name == "weight" else 0.0)

@@ -198,7 +198,7 @@ def _rate(tops: float | None) -> str:
 
 def number(ms: float) -> str:
     """Milliseconds, three or four digits."""
-    return f"{ms:.1f}" if ms >= 100 else f"{ms:.3g}"
+    return f"{ms:.1f}" if ms >= 99.95 else f"{ms:#.3g}"
 
 
 def speedup(base: Timing | None, timing: Timing | None) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from viditq.calibration.large import INPUT_EVERY, gram, halved_if_large, is_large
+from viditq.calibration.padding import valid_tokens
 from viditq.calibration.recorded import CalibrationSet, move
 from viditq.errors import CalibrationError
 from viditq.models import LayerInfo, adapter_for
@@ -132,7 +133,7 @@ def _watch(
     """One pass over the calibration set."""
     device = next(model.parameters()).device
     steps = recorded.info.steps
-    masks = adapter_for(model).token_masks
+    adapter = adapter_for(model)
     watchers = {info.name: _Watcher(info.in_features, len(steps), device) for info in infos}
     every = INPUT_EVERY if is_large(model) else 1
     share = math.ceil(rows / recorded.count(every))
@@ -147,9 +148,9 @@ def _watch(
             for index, call in enumerate(calls):
                 arguments = move(call.arguments, device)
                 for info in infos:
-                    valid = arguments.get(masks.get(info.role))
+                    mask = arguments.get(adapter.token_mask(info))
                     position = steps.index(call.step)
-                    watchers[info.name].begin(position, call.step, share, index, valid)
+                    watchers[info.name].begin(position, call.step, share, index, mask)
                 if once:
                     _call_until_seen(model, arguments, watchers)
                 else:
@@ -205,19 +206,20 @@ class _Watcher:
         self.rows: list[Tensor] = []
         self.row_steps: list[Tensor] = []
 
-    def begin(self, position: int, step: int, share: int, seed: int, valid: Tensor | None) -> None:
+    def begin(self, position: int, step: int, share: int, seed: int, mask: Tensor | None) -> None:
         """The next call belongs to the kept step at ``position``; keep ``share`` of its tokens.
 
-        ``valid`` (B, S) says which tokens of a padded input count; ``None`` is all.
+        ``mask`` (B, L) says which tokens of a padded input count; ``None`` is all.
         """
         self.position, self.step, self.share, self.seed = position, step, share, seed
-        self.valid, self.seen = valid, 0
+        self.mask, self.seen = mask, 0
 
     def see(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002
         self.seen += 1
         x = arguments[0].detach()
-        if self.valid is not None and self.valid.shape == x.shape[:-1]:
-            x = x[self.valid.bool()]
+        valid = valid_tokens(x, self.mask)
+        if valid is not None:
+            x = x[valid]
         x = x.reshape(-1, self.mean.shape[0])
         moment, x = gram(x), x.to(torch.float32)
         amax = self.step_amax[self.position]

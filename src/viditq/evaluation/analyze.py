@@ -236,7 +236,7 @@ def _watch(
             arguments = move(call.arguments, device)
             for name, hook in hooks.items():
                 hook.position = steps.index(call.step)
-                hook.valid = arguments.get(adapter.token_masks.get(infos[name].role))
+                hook.valid = arguments.get(adapter.token_mask(infos[name]))
             transformer(**arguments)
     finally:
         for handle in handles:

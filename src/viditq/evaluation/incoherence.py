@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from viditq.balancing import Balance, make_balance
+from viditq.calibration import valid_tokens
 
 __all__ = [
     "ALPHA",
@@ -128,15 +129,17 @@ def branches(x: Tensor, guided: bool, valid: Tensor | None) -> list[Tensor]:
     Args:
         x: (B, …, K) input of a layer.
         guided: Whether the first half of the batch is without and the second with the prompt.
-        valid: (B, S) which tokens are no padding, of use if ``x`` is (B, S, K); None is all.
+        valid: (B, L) which tokens of captions are no padding, as
+            :func:`viditq.calibration.valid_tokens` takes it; None is all.
 
     Returns:
         (M_i, K) fp32 of each branch; an empty prompt may have no token at all.
     """
     halves = [half.flatten(0, -2).float() for half in x.detach().chunk(2 if guided else 1)]
-    if valid is None or valid.shape != x.shape[:-1]:
+    valid = valid_tokens(x, valid)
+    if valid is None:
         return halves
-    masks = valid.bool().chunk(len(halves))
+    masks = valid.chunk(len(halves))
     return [half[mask.flatten()] for half, mask in zip(halves, masks, strict=True)]
 
 
@@ -150,7 +153,7 @@ class IncoherenceHook:
         balances: Of the input, in the order of :class:`Balanced`.
         features: K of the input.
         position: Index of the step of the next call; set it before each.
-        valid: (B, S) which tokens of the next call's input are no padding; None is all.
+        valid: (B, L) which tokens of the next call's captions are no padding; None is all.
     """
 
     steps: int

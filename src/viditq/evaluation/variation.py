@@ -105,7 +105,7 @@ class VariationHook:
         steps: Number of denoising steps that are recorded.
         guided: As in :func:`~viditq.evaluation.incoherence.branches`.
         position: Index of the step of the next call; set it before each.
-        valid: (B, S) which tokens of the next call's input are no padding; None is all.
+        valid: (B, L) which tokens of the next call's captions are no padding; None is all.
     """
 
     steps: int

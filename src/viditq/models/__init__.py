@@ -18,6 +18,7 @@ from viditq.models.flux import FLUX
 from viditq.models.flux2 import FLUX2
 from viditq.models.guess import guess_adapter
 from viditq.models.hunyuan_video import HUNYUAN_VIDEO
+from viditq.models.kept import loaded_dtype
 from viditq.models.latte import LATTE, LATTE_CLASS
 from viditq.models.ltx import LTX
 from viditq.models.opensora import STDIT, STDIT3
@@ -34,6 +35,7 @@ __all__ = [
     "adapter_for",
     "adapter_named",
     "guess_adapter",
+    "loaded_dtype",
     "register_adapter",
     "transformer_class",
 ]

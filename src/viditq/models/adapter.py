@@ -49,8 +49,9 @@ class Adapter:
         roles: for each list of blocks (its name in the transformer), the role of each linear
             layer, by its name within the block, in forward order.
         shared_inputs: names within a block of layers that read the same tensor.
-        token_masks: role of layers whose input is padded -> the transformer's argument, (B, S),
-            that says which tokens are valid.
+        token_masks: what has padded inputs, a role, a list of blocks, or a layer by its name within
+            the block -> the transformer's argument, (B, L), that says which tokens of the caption
+            are valid. A longer input has the caption at its end.
         interleaved: the lists run one block of each in turn, not one list after the other.
         module: where the class is, for those that diffusers does not have.
     """
@@ -80,6 +81,12 @@ class Adapter:
                     f"input; each must have a role, and be in one group."
                 )
 
+        if unknown := set(self.token_masks) - {*ROLES, *self.roles, *known}:
+            raise InputError(
+                f"The adapter {self.name!r} has a token mask for {min(unknown)!r}; that is neither "
+                f"a role nor one of its layers or lists of blocks."
+            )
+
     @cached_property
     def _first(self) -> dict[str, str]:
         return {name: group[0] for group in self.shared_inputs for name in group}
@@ -103,6 +110,11 @@ class Adapter:
                         out_features=module.out_features,
                     )
         return found
+
+    def token_mask(self, info: LayerInfo) -> str | None:
+        """The transformer's argument that says which tokens ``info`` reads are valid, if any."""
+        keys = (info.name.removeprefix(f"{info.block}."), info.role, info.block.rpartition(".")[0])
+        return next((self.token_masks[key] for key in keys if key in self.token_masks), None)
 
     def _blocks(self, transformer: nn.Module) -> list[tuple[str, int]]:
         """(list, index) of every block, in forward order."""

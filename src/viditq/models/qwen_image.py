@@ -4,7 +4,14 @@ Modulation is made in every block (``img_mod``, ``txt_mod``) and stays float.
 """
 
 from viditq.models.adapter import Adapter
-from viditq.models.joint_block import IMAGE_OUT, JOINT_QKV, SHARED_INPUTS, TEXT_OUT, feed_forwards
+from viditq.models.joint_block import (
+    IMAGE_OUT,
+    JOINT_QKV,
+    SHARED_INPUTS,
+    TEXT_OUT,
+    feed_forwards,
+    text_masks,
+)
 
 __all__ = ["QWEN_IMAGE"]
 
@@ -21,4 +28,5 @@ QWEN_IMAGE = Adapter(
         }
     },
     shared_inputs=SHARED_INPUTS,
+    token_masks=text_masks("encoder_hidden_states_mask", "txt_mlp"),
 )

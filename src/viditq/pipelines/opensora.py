@@ -9,7 +9,8 @@ Declined: negative prompts, for which the empty caption would have to go; sizes 
 network's; and the cleaning of scraped captions (addresses, tags, file names).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,8 @@ class TextToVideoPipeline(VideoPipeline):
             raise InputError(f"prompt is a text or a list of texts, not {prompt!r}.")
         captions, mask = self.encode_prompt(prompts)
         if guidance > 1:
-            empty = self.transformer.null_caption.to(captions).expand_as(captions)
+            with _own_tensors(self.transformer):
+                empty = self.transformer.null_caption.to(captions).expand_as(captions)
             captions, mask = torch.cat([empty, captions]), torch.cat([mask, mask])
         return captions, mask
 
@@ -82,6 +84,23 @@ class TextToVideoPipeline(VideoPipeline):
             **conditions,
         )[0].float()
         return guided(predicted, guidance, guided_channels) if branches == 2 else predicted
+
+
+@contextmanager
+def _own_tensors(module: Any) -> Iterator[None]:
+    """The tensors of ``module`` itself have values in the block.
+
+    Where accelerate offloads module by module, they have none but while the module is called.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None or not any(t.is_meta for t in module.parameters(recurse=False)):
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
 
 
 class OpenSoraPipeline(TextToVideoPipeline):

@@ -8,10 +8,12 @@ is quantized for itself, from the steps that call it.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -200,24 +202,24 @@ def _quantized(
     track: Track,
 ) -> _Quantized:
     """``model``, quantized in place."""
-    reference = _outputs(model, recorded)
+    reference = _outputs(model, recorded, track)
     plan, diagnostics = quantize_transformer_(
         model, recipe, recorded, rounding, statistics=statistics, track=track
     )
-    measured = _measure(reference, _outputs(model, recorded), diagnostics)
+    measured = _measure(reference, _outputs(model, recorded, track), diagnostics)
     return _Quantized(model, plan, diagnostics, recorded.info, measured)
 
 
-def _outputs(model: nn.Module, recorded: CalibrationSet) -> list[Tensor]:
+def _outputs(model: nn.Module, recorded: CalibrationSet, track: Track) -> list[Tensor]:
     """The transformer's output on some recorded calls, spread over the set."""
     device = next(model.parameters()).device
     every = max(1, len(recorded) // MEASURED_CALLS)
+    calls = islice(recorded, 0, None, every)
     outputs = []
     with torch.inference_mode():
-        for number, call in enumerate(recorded):
-            if number % every == 0:
-                arguments = {**move(call.arguments, device), "return_dict": False}
-                outputs.append(model(**arguments)[0].float().cpu())
+        for call in track(calls, "measure", math.ceil(len(recorded) / every)):
+            arguments = {**move(call.arguments, device), "return_dict": False}
+            outputs.append(model(**arguments)[0].float().cpu())
     return outputs
 
 

@@ -2,11 +2,13 @@
 
 After :func:`register`, ``DiffusionPipeline.from_pretrained(dir)`` and the transformer's own
 ``from_pretrained`` read a quantized checkpoint like any other, with diffusers' loader (offloading,
-device maps). :func:`viditq.pipelines.load` does not need it and checks more strictly. Quantizing
-while loading is declined: it would have no calibration.
+device maps). A checkpoint that lacks tensors is refused; one that holds more than the model has is
+not, as :func:`viditq.pipelines.load`, which does not need this, would. Quantizing while loading is
+declined: it would have no calibration.
 """
 
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from viditq.checkpoint import QUANT_METHOD, parse_config
+from viditq.checkpoint import QUANT_METHOD, open_weights, parse_config, refuse_missing
 from viditq.errors import CheckpointError
 from viditq.nn import EXACT_TENSORS, FP32_TENSORS, QuantLinear, replace_
 from viditq.plan import Plan
@@ -48,6 +50,31 @@ class ViditqQuantizer(DiffusersQuantizer):
     requires_calibration = True
     use_keep_in_fp32_modules = True
 
+    def maybe_update_loaded_keys(
+        self, loaded_keys: list[str], checkpoint_files: list[str]
+    ) -> list[str]:
+        """Those of ``loaded_keys`` that the files hold; an index may name more."""
+        self._folder = Path(checkpoint_files[0]).parent
+        held: set[str] = set()
+        for path in checkpoint_files:
+            with open_weights(path) as file:
+                held.update(file.keys())
+        return [name for name in loaded_keys if name in held]
+
+    def update_missing_keys(
+        self,
+        model: nn.Module,
+        missing_keys: list[str],
+        prefix: str,  # noqa: ARG002
+    ) -> list[str]:
+        """None; where there are any, diffusers would warn and go on."""
+        try:
+            refuse_missing(self._folder, missing_keys, len(model.state_dict()))
+        except CheckpointError:
+            self._leave_list()
+            raise
+        return []
+
     def check_if_quantized_param(
         self,
         model: nn.Module,
@@ -62,6 +89,7 @@ class ViditqQuantizer(DiffusersQuantizer):
         self, param_name: str, current_param: Tensor, loaded_param: Tensor
     ) -> bool:
         if current_param.shape != loaded_param.shape:
+            self._leave_list()
             raise CheckpointError(
                 f"{param_name} has shape {tuple(loaded_param.shape)}, expected "
                 f"{tuple(current_param.shape)}."
@@ -100,10 +128,13 @@ class ViditqQuantizer(DiffusersQuantizer):
         self._kept.extend(FP32_TENSORS)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:  # noqa: ARG002
-        # The list may be the model class's own attribute: leave it as it was.
+        self._leave_list()
+        return model
+
+    def _leave_list(self) -> None:
+        """Take off the list what was put on it: it may be the model class's own attribute."""
         for name in FP32_TENSORS:
             self._kept.remove(name)
-        return model
 
     @property
     def is_serializable(self) -> bool:

@@ -6,7 +6,9 @@ moment and with one sentence, before gigabytes are read.
 
 import json
 import logging
+import math
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,14 +67,19 @@ def _download(hub_id: str) -> Path:
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
-    """The floating-point type that a model's safetensors hold; ``None`` if there are none."""
+    """The floating-point type of most numbers in a model's safetensors; ``None`` without any.
+
+    Models in 16 bits may keep some of their tensors in fp32.
+    """
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    for path in sorted(folder.glob("*.safetensors")):
+    numbers: Counter[torch.dtype] = Counter()
+    for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118
-                if (stored := file.get_slice(name).get_dtype()) in names:
-                    return names[stored]
-    return None
+                part = file.get_slice(name)
+                if (stored := part.get_dtype()) in names:
+                    numbers[names[stored]] += math.prod(part.get_shape())
+    return max(numbers, key=numbers.__getitem__, default=None)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

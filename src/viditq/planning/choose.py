@@ -13,14 +13,22 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from viditq.convert import balance_for, check_finite, group_layers, linear_named, quantize_readers
+from viditq.convert import (
+    balance_for,
+    check_finite,
+    count_workers,
+    group_layers,
+    linear_named,
+    quantize_readers,
+)
 from viditq.errors import PlanError
-from viditq.models import adapter_for
+from viditq.models import LayerInfo, adapter_for
 from viditq.ops import use_backend
 from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
 from viditq.recipe import Recipe
 from viditq.stats import LayerStats, stats_of
+from viditq.streams import map_streams
 
 __all__ = ["make_plan"]
 
@@ -54,20 +62,26 @@ def make_plan(
         raise PlanError(f"The recipe {recipe.name!r} leaves every layer of the model float.")
     wanted = candidates if layers is None else candidates.keys() & layers
     groups = group_layers(info for name, info in infos.items() if name in wanted)
-    chosen: dict[str, LayerPlan] = {}
-    for name, group in track(groups.items(), "plan", len(groups)):
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def best(group: list[LayerInfo]) -> dict[str, LayerPlan]:
         options = _joint_options([candidates[info.name] for info in group])
-        best = options[0]
+        found = options[0]
         if len(options) > 1:
             linears = [linear_named(model, info.name) for info in group]
-            layer_stats = stats_of(stats, name, group[0].in_features)
-            layer_stats = layer_stats.to(linears[0].weight.device)
+            layer_stats = stats_of(stats, group[0].name, group[0].in_features).to(device)
             own = [g for info in group if gradients and (g := gradients.get(info.name)) is not None]
             weights = own if len(own) == len(group) else None
-            best = min(
+            found = min(
                 options, key=lambda plans: _output_error(linears, plans, layer_stats, weights)
             )
-        chosen |= {info.name: plan for info, plan in zip(group, best, strict=True)}
+        return {info.name: plan for info, plan in zip(group, found, strict=True)}
+
+    chosen: dict[str, LayerPlan] = {}
+    choices = map_streams(best, groups.values(), device, count_workers(groups.values()))
+    for choice in track(choices, "plan", len(groups)):
+        chosen |= choice
     return Plan(model=adapter.name, recipe=recipe.name, layers=chosen)
 
 
@@ -84,7 +98,6 @@ def _joint_options(candidates: list[list[LayerPlan]]) -> list[list[LayerPlan]]:
     return options
 
 
-@torch.no_grad()
 def _output_error(
     linears: list[nn.Linear],
     plans: list[LayerPlan],
