@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from viditq.planning import make_plan
     from viditq.recipe import Recipe, list_methods, list_presets, load_recipe
     from viditq.stats import CalibrationStats
+    from viditq.streaming import quantize_transformer_
 
 __version__ = "0.1.0"
 
@@ -66,6 +67,7 @@ __all__ = [
     "observe_gradients",
     "quantize",
     "quantize_",
+    "quantize_transformer_",
     "record",
     "register",
     "register_adapter",
@@ -104,6 +106,7 @@ _HOMES = {
     "observe_gradients": "calibration",
     "quantize": "pipelines",
     "quantize_": "convert",
+    "quantize_transformer_": "streaming",
     "record": "pipelines",
     "register": "pipelines",
     "register_adapter": "models",
