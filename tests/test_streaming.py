@@ -7,7 +7,7 @@ from checks import refuses
 from viditq import pipelines
 from viditq.calibration import observe, observe_gradients
 from viditq.convert import quantize_
-from viditq.errors import PlanError
+from viditq.errors import CalibrationError, PlanError
 from viditq.models import adapter_for
 from viditq.planning import make_plan
 from viditq.recipe import Recipe, load_recipe
@@ -104,6 +104,17 @@ def test_what_another_recipe_left_is_not_used(model, source, recorded, tmp_path,
     quantize_transformer_(model, load_recipe("w8a8"), recorded, tmp_path)
     other = pipelines.load(source).transformer
     assert_same(other, quantize_transformer_(other, recipe(), recorded, tmp_path), whole)
+
+
+def test_a_damaged_file_is_named_and_the_model_stays(model, source, recorded, tmp_path):
+    other = pipelines.load(source).transformer
+    quantize_transformer_(other, load_recipe("w8a8-naive"), recorded, tmp_path)
+    last = sorted((tmp_path / "rounded").glob("*.safetensors"))[-1]
+    last.write_bytes(b"no tensors")
+    before = list(model.state_dict())
+    with refuses(CalibrationError, str(last), "remove it and call again"):
+        quantize_transformer_(model, load_recipe("w8a8-naive"), recorded, tmp_path)
+    assert list(model.state_dict()) == before
 
 
 def test_a_recipe_for_nothing(model, recorded, tmp_path):

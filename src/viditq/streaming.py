@@ -13,10 +13,10 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -29,7 +29,7 @@ from viditq.calibration import (
 )
 from viditq.convert import group_layers, linear_named, quantized_groups
 from viditq.diagnostics import LayerDiagnostics
-from viditq.errors import PlanError
+from viditq.errors import CalibrationError, PlanError
 from viditq.files import write_atomic
 from viditq.models import LayerInfo, adapter_for
 from viditq.nn import QuantLinear, empty_like
@@ -181,14 +181,26 @@ class _Rounded:
         """Put all layers into their places in ``model``; their plans and diagnostics."""
         plans: dict[str, LayerPlan] = {}
         diagnostics: dict[str, LayerDiagnostics] = {}
-        for first in groups:
+        for first in groups:  # all of them before the model changes
+            for name, own in self._facts(first).items():
+                plans[name] = LayerPlan.model_validate(own["plan"])
+                diagnostics[name] = LayerDiagnostics.model_validate(own["diagnostics"])
+        for first, group in groups.items():
             with safe_open(self._file(first), "pt") as file:
-                facts = json.loads((file.metadata() or {})["layers"])
-                for name, own in facts.items():
-                    plans[name] = LayerPlan.model_validate(own["plan"])
-                    diagnostics[name] = LayerDiagnostics.model_validate(own["diagnostics"])
+                for name in (info.name for info in group):
                     quantized = empty_like(linear_named(model, name), plans[name])
                     for key, tensor in quantized.state_dict().items():
                         tensor.copy_(file.get_tensor(f"{name}.{key}"))
                     model.set_submodule(name, quantized)
         return plans, diagnostics
+
+    def _facts(self, first: str) -> dict[str, Any]:
+        """Plan and diagnostics of each reader, as JSON has them."""
+        file = self._file(first)
+        try:
+            with safe_open(file, "pt") as opened:
+                return json.loads((opened.metadata() or {})["layers"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise CalibrationError(
+                f"{file} cannot be read as rounded layers ({error}); remove it and call again."
+            ) from None
