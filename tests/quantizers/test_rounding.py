@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viditq.formats import FORMATS, INT4
-from viditq.quantizers import minmax_scale, output_error, round_gptq, round_nearest, search_scale
+from viditq.quantizers import minmax_scale, output_error, round_gptq, round_nearest, search_grid
 
 DAMPING, SWEEPS = 0.01, 4
 ALL = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
@@ -60,7 +60,7 @@ def test_rounding_what_is_rounded_changes_nothing(fmt):
 )
 def test_gptq_is_never_worse_than_nearest(n, k, tokens, fmt, clip, sweeps, seed):
     w, moment = problem(n, k, tokens, seed)
-    start = search_scale(w, fmt, moment) if clip else minmax_scale(w, fmt)
+    start = search_grid(w, fmt, moment.diagonal()).scale if clip else minmax_scale(w, fmt)
     codes, scale = round_gptq(w, start, fmt, moment, sweeps=sweeps, damping=DAMPING)
     assert (codes.dtype, codes.shape) == (torch.int8, (n, k))
     assert (scale.dtype, scale.shape) == (torch.float32, (n,))
@@ -87,7 +87,7 @@ def test_every_sweep_lowers_the_error(tokens):
 def test_gptq_pays():
     """On a mixed input the error falls by a third at least; this is what a preset relies on."""
     w, moment = problem(64, 128, 1000)
-    start = search_scale(w, INT4, moment)
+    start = search_grid(w, INT4, moment.diagonal()).scale
     codes, scale = round_gptq(w, start, INT4, moment, sweeps=SWEEPS)
     nearest = output_error(w, round_nearest(w, start, INT4), start, moment)
     assert output_error(w, codes, scale, moment).sum() < 0.67 * nearest.sum()

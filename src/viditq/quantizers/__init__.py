@@ -4,7 +4,7 @@ from viditq.quantizers.grid import Grid, fake_quantize, grid_between, minmax_gri
 from viditq.quantizers.low_rank import split_low_rank
 from viditq.quantizers.packing import pack, unpack
 from viditq.quantizers.rounding import round_gptq, round_nearest
-from viditq.quantizers.scales import minmax_scale, output_error, search_scale
+from viditq.quantizers.scales import minmax_scale, output_error
 from viditq.quantizers.two_sided import round_two_sided, two_sided_error
 from viditq.quantizers.weights import GPTQ_SWEEPS, Rounded, round_weights
 
@@ -23,7 +23,6 @@ __all__ = [
     "round_two_sided",
     "round_weights",
     "search_grid",
-    "search_scale",
     "split_low_rank",
     "two_sided_error",
     "unpack",

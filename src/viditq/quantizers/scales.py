@@ -1,17 +1,16 @@
 """Weight scales: one per output channel, and the error that codes make.
 
 Min–max takes the largest magnitude (ViDiT-Q, arXiv 2406.02540, Eq. 2, symmetric: no clipping
-error). The search shrinks it step by step and keeps, for each output channel, the scale whose
-rounding moves the layer's *output* least, ``(w - ŵ) M (w - ŵ)ᵀ`` with ``M`` the second moment of
-the input.
+error); :mod:`viditq.quantizers.grid` searches for smaller ones. What counts is how far rounding
+moves the layer's *output*, ``(w - ŵ) M (w - ŵ)ᵀ`` with ``M`` the second moment of the input.
 """
 
 from torch import Tensor
 
 from viditq.formats import Format
-from viditq.quantizers.grid import minmax_grid, search_grid
+from viditq.quantizers.grid import minmax_grid
 
-__all__ = ["minmax_scale", "output_error", "search_scale"]
+__all__ = ["minmax_scale", "output_error"]
 
 
 def minmax_scale(weight: Tensor, fmt: Format) -> Tensor:
@@ -33,20 +32,3 @@ def output_error(weight: Tensor, codes: Tensor, scale: Tensor, moment: Tensor) -
     """
     residual = weight - codes.to(weight.dtype) * scale.to(weight.dtype)[:, None]
     return ((residual @ moment.to(weight.dtype)) * residual).sum(1)
-
-
-def search_scale(weight: Tensor, fmt: Format, moment: Tensor) -> Tensor:
-    """The best scale of a grid below min–max, for nearest rounding.
-
-    Only the diagonal of ``moment`` counts, so that a step costs N · K: errors of different columns
-    are taken as independent, which for nearest rounding they nearly are.
-
-    Args:
-        weight: (N, K) float.
-        fmt: format of the codes.
-        moment: (K, K) second moment of the input.
-
-    Returns:
-        (N,) fp32.
-    """
-    return search_grid(weight, fmt, moment.diagonal().to(weight.dtype)).scale
