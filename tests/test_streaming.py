@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from checks import refuses
-from viditq import pipelines
+from viditq import pipelines, streaming
 from viditq.calibration import observe, observe_gradients
 from viditq.convert import quantize_
 from viditq.errors import CalibrationError, PlanError
@@ -68,6 +68,14 @@ def test_windows_do_not_change_the_result(model, recorded, tmp_path, whole, memo
     assert_same(model, made, whole)
     assert not list(tmp_path.rglob("*.part"))
     assert {path.name for path in (tmp_path / "stats").iterdir()} == {"stats.json"}
+
+
+def test_what_is_seen_again_fast_stays_in_memory(model, recorded, tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(streaming, "_observes_fast", lambda _: True)
+    made = quantize_transformer_(model, recipe(), recorded, tmp_path, memory_bytes=40_000)
+    assert_same(model, made, whole)
+    files = {path.name for kind in ("stats", "gradients") for path in (tmp_path / kind).iterdir()}
+    assert files == {"stats.json", "gradients.json", "levels.safetensors"}
 
 
 def test_statistics_are_kept_where_they_are_wanted(model, recorded, tmp_path):

@@ -1,11 +1,13 @@
 """Work side by side gives what it gives one after the other, in order."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from viditq.streams import map_streams
+from viditq.streams import WORKERS, _Room, map_streams
 
 CPU = torch.device("cpu")
 
@@ -17,12 +19,39 @@ def test_on_a_cpu_one_after_the_other():
         threads.append(threading.current_thread())
         return x * x
 
-    assert list(map_streams(square, range(5), CPU, 4)) == [0, 1, 4, 9, 16]
+    assert list(map_streams(square, range(5), CPU)) == [0, 1, 4, 9, 16]
     assert set(threads) == {threading.current_thread()}
 
 
 def test_nothing_to_do():
-    assert list(map_streams(str, [], CPU, 4)) == []
+    assert list(map_streams(str, [], CPU)) == []
+
+
+def test_what_needs_much_waits_for_the_rest():
+    room, most, now, lock = _Room(10), [0], [0], threading.Lock()
+
+    def use(size: int) -> None:
+        with room.taken(size):
+            with lock:
+                now[0] += size
+                most[0] = max(most[0], now[0])
+            time.sleep(0.002)
+            with lock:
+                now[0] -= size
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(use, [4, 6, 3, 10, 1, 1, 9, 2] * 5))
+    assert most[0] <= 10
+    with room.taken(1000):  # more than there is, but nobody else is there
+        pass
+
+
+def test_a_failure_gives_its_room_back():
+    room = _Room(10)
+    with pytest.raises(ValueError, match="lost"), room.taken(10):
+        raise ValueError("lost")
+    with room.taken(10):
+        pass
 
 
 @pytest.mark.gpu
@@ -37,7 +66,7 @@ class TestOnCuda:
                 x = (x @ x) / x.norm()
             return x
 
-        for mine, start in zip(map_streams(chain, given, cuda, 4), given, strict=True):
+        for mine, start in zip(map_streams(chain, given, cuda), given, strict=True):
             expected = start
             for _ in range(50):
                 expected = (expected @ expected) / expected.norm()
@@ -52,8 +81,8 @@ class TestOnCuda:
                 raise ValueError("the second")
             return x
 
-        results = map_streams(fail, range(1000), torch.device("cuda"), 2)
+        results = map_streams(fail, range(1000), torch.device("cuda"))
         assert next(results) == 0
         with pytest.raises(ValueError, match="the second"):
             list(results)
-        assert len(begun) < 10
+        assert len(begun) <= 2 * WORKERS + 2

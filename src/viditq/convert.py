@@ -39,11 +39,8 @@ __all__ = [
     "quantize_",
     "quantize_readers",
     "quantized_groups",
+    "working_bytes",
 ]
-
-
-MOST_WORKERS, WORKING_BYTES = 4, 6 << 30
-"""Threads that round on a GPU, and what they may use there together."""
 
 
 def quantize_(
@@ -111,14 +108,13 @@ def quantized_groups(
             own = [_on(gradients.get(info.name), device) for info in group]
         return _quantized(group, linears, plans, layer_stats, own)
 
-    found = map_streams(quantized, groups.values(), device, count_workers(groups.values()))
+    found = map_streams(quantized, groups.values(), device, working_bytes)
     yield from track(found, "quantize", len(groups))
 
 
-def count_workers(groups: Iterable[Sequence[LayerInfo]]) -> int:
-    """How many inputs at a time a GPU has memory for: metrics are held in fp64, some at once."""
-    widest = max(max(info.in_features, info.out_features) for group in groups for info in group)
-    return min(MOST_WORKERS, max(1, WORKING_BYTES // (6 * 8 * widest**2)))
+def working_bytes(group: Sequence[LayerInfo]) -> int:
+    """What rounding the readers of an input takes: of the widest metric fp64 copies and factors."""
+    return 28 * max(max(info.in_features, info.out_features) for info in group) ** 2
 
 
 def _quantized(

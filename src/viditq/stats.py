@@ -60,6 +60,9 @@ class _Folder(Mapping[str, Entry]):
 
     INDEX: ClassVar[str]
 
+    _held: dict[str, Mapping[str, Tensor]] | None = None
+    """Entries by file, if they are held in memory."""
+
     def __init__(self, folder: str | Path) -> None:
         """Open an existing directory; :class:`CalibrationError` if it is none or damaged."""
         self.folder = Path(folder)
@@ -80,7 +83,13 @@ class _Folder(Mapping[str, Entry]):
 
     @classmethod
     def create(
-        cls, folder: str | Path, *, observed: str, steps: Sequence[int], layers: Mapping[str, str]
+        cls,
+        folder: str | Path,
+        *,
+        observed: str,
+        steps: Sequence[int],
+        layers: Mapping[str, str],
+        in_memory: bool = False,
     ) -> Self:
         """Open ``folder`` to write into; statistics begun for the same ``observed`` go on.
 
@@ -88,6 +97,7 @@ class _Folder(Mapping[str, Entry]):
             observed: hash of the calibration set and of the settings.
             steps: the recorded denoising steps.
             layers: the file of each layer.
+            in_memory: hold entries instead of writing them; those on disk are not seen.
         """
         folder = Path(folder)
         if (folder / cls.INDEX).exists():
@@ -97,6 +107,7 @@ class _Folder(Mapping[str, Entry]):
                     f"{folder} holds statistics of another model or calibration set; remove it or "
                     f"name another folder."
                 )
+            existing._held = {} if in_memory else None
             return existing
         data = {
             "schema_version": SCHEMA_VERSION,
@@ -105,15 +116,26 @@ class _Folder(Mapping[str, Entry]):
             "layers": dict(layers),
         }
         write_atomic(folder / cls.INDEX, json.dumps(data, indent=1))
-        return cls(folder)
+        made = cls(folder)
+        made._held = {} if in_memory else None
+        return made
 
     @property
     def missing(self) -> set[str]:
         """Files that are not yet written."""
-        return {file for file in self._files.values() if not (self.folder / file).exists()}
+        files = set(self._files.values())
+        if self._held is not None:
+            return files - self._held.keys()
+        return {file for file in files if not (self.folder / file).exists()}
 
     def _write(self, file: str, tensors: Mapping[str, Tensor]) -> None:
         """Write one entry; it appears whole or not at all."""
+        if self._held is not None:
+            self._held[file] = tensors
+            return
+        self._save(file, tensors)
+
+    def _save(self, file: str, tensors: Mapping[str, Tensor]) -> None:
         part = self.folder / f"{file}.part"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
         part.replace(self.folder / file)
@@ -121,10 +143,14 @@ class _Folder(Mapping[str, Entry]):
     def discard(self, names: Iterable[str]) -> None:
         """Remove the entries of these layers."""
         for name in names:
+            if self._held is not None:
+                self._held.pop(self._files[name], None)
             (self.folder / self._files[name]).unlink(missing_ok=True)
 
     def _read(self, name: str) -> dict[str, Tensor]:
         file = self.folder / self._files[name]
+        if self._held is not None and self._files[name] in self._held:
+            return dict(self._held[self._files[name]])
         try:
             return load_file(file)
         except FileNotFoundError:
@@ -182,7 +208,7 @@ class GradientStats(_Folder[Tensor]):
 
     def write_levels(self, levels: Tensor) -> None:
         """Keep the levels for layers that are observed later."""
-        self._write(self.LEVELS, {"levels": levels})
+        self._save(self.LEVELS, {"levels": levels})
 
     def __getitem__(self, name: str) -> Tensor:
         try:

@@ -63,8 +63,8 @@ def quantize_transformer_(
             set left there is replaced. It may be removed afterwards.
         statistics: folder to keep all statistics in, and to find them again; by default they are
             dropped window by window.
-        memory_bytes: bound on the statistics held at once (:func:`default_memory_bytes`); those of
-            a single layer may exceed it.
+        memory_bytes: bound on the statistics held at once (:func:`default_memory_bytes`), on those
+            of inputs and of outputs each; those of a single layer may exceed it.
         track: shows progress.
 
     Returns:
@@ -88,7 +88,12 @@ def quantize_transformer_(
         suffix = f" {number + 1}/{len(windows)}" if len(windows) > 1 else ""
         named = _named(track, suffix)
         kept = Path(statistics or folder)
-        given = {"layers": layers, "memory_bytes": memory_bytes, "track": named}
+        given = {
+            "layers": layers,
+            "memory_bytes": memory_bytes,
+            "in_memory": statistics is None and _observes_fast(model),
+            "track": named,
+        }
         stats, gradients = observe(model, recorded, kept / "stats", **given), None
         if recipe.needs_gradients:
             gradients = observe_gradients(model, recorded, kept / "gradients", **given)
@@ -110,6 +115,11 @@ def default_memory_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return 4 << 30
     return torch.cuda.get_device_properties(device).total_memory // 12
+
+
+def _observes_fast(model: nn.Module) -> bool:
+    """Whether observing a window again takes less time than writing what was seen to disk."""
+    return next(model.parameters()).is_cuda
 
 
 def _windows(groups: Iterable[list[LayerInfo]], memory_bytes: int) -> list[list[list[LayerInfo]]]:

@@ -43,6 +43,7 @@ def observe_gradients(
     *,
     layers: Collection[str] | None = None,
     memory_bytes: int = 4 << 30,
+    in_memory: bool = False,
     track: Track = quiet,
 ) -> GradientStats:
     """Collect the second moment of the gradient at the outputs of the linear layers of blocks.
@@ -53,6 +54,7 @@ def observe_gradients(
         folder: where the moments go.
         layers: names of those that are wanted now; all by default.
         memory_bytes: bound on the moments held at once; a single one may exceed it.
+        in_memory: hold them instead of writing them to ``folder``.
         track: shows progress.
 
     Raises:
@@ -66,6 +68,7 @@ def observe_gradients(
         observed=hashlib.sha256(recorded.info.model_dump_json().encode()).hexdigest()[:16],
         steps=recorded.info.steps,
         layers={name: file_of(name) for name in infos},
+        in_memory=in_memory,
     )
     missing, wanted = stats.missing, infos if layers is None else layers
     waiting = [info for info in infos.values() if info.name in wanted]

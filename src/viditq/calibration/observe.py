@@ -40,6 +40,7 @@ def observe(
     layers: Collection[str] | None = None,
     rows: int = ROWS,
     memory_bytes: int = 4 << 30,
+    in_memory: bool = False,
     track: Track = quiet,
 ) -> CalibrationStats:
     """Collect the statistics of layer inputs.
@@ -51,6 +52,7 @@ def observe(
         layers: names of layers whose inputs are wanted now; all by default.
         rows: tokens to keep per layer input, spread evenly over the calls.
         memory_bytes: bound on the statistics held at once; a single input may exceed it.
+        in_memory: hold them instead of writing them to ``folder``.
         track: shows progress.
 
     Raises:
@@ -66,6 +68,7 @@ def observe(
         observed=hashlib.sha256(observed.encode()).hexdigest()[:16],
         steps=recorded.info.steps,
         layers={name: file_of(info.group) for name, info in readers.items()},
+        in_memory=in_memory,
     )
     missing, wanted = stats.missing, {readers[name].group for name in layers or readers}
     waiting = [info for info in inputs if info.name in wanted and file_of(info.name) in missing]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from viditq.convert import (
     balance_for,
     check_finite,
-    count_workers,
     group_layers,
     linear_named,
     quantize_readers,
+    working_bytes,
 )
 from viditq.errors import PlanError
 from viditq.models import LayerInfo, adapter_for
@@ -79,7 +79,7 @@ def make_plan(
         return {info.name: plan for info, plan in zip(group, found, strict=True)}
 
     chosen: dict[str, LayerPlan] = {}
-    choices = map_streams(best, groups.values(), device, count_workers(groups.values()))
+    choices = map_streams(best, groups.values(), device, working_bytes)
     for choice in track(choices, "plan", len(groups)):
         chosen |= choice
     return Plan(model=adapter.name, recipe=recipe.name, layers=chosen)

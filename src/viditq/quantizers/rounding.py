@@ -8,14 +8,16 @@ the codes found. They need no gradient and no further data. Rows are rounded ind
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from viditq.formats import Format
 from viditq.ops import round_columns
 
-__all__ = ["InputMetric", "round_gptq", "round_nearest"]
+__all__ = ["Metric", "round_gptq", "round_nearest"]
 
 GPTQ_BLOCK = 128
 """Columns whose error is spread lazily together (GPTQ, section 3.3)."""
@@ -31,29 +33,63 @@ def round_nearest(weight: Tensor, scale: Tensor, fmt: Format) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InputMetric:
-    """What an error in a row of the weight costs, ``e M eᵀ``, made ready for rounding.
+class Metric:
+    """What an error in a row of numbers costs, ``e M eᵀ``, made ready for elimination.
 
     Attributes:
-        order: (K,) columns in descending order of their second moment.
+        order: (K,) entries in descending order of their second moment.
         moment: (K, K) fp32, damped, in that order.
-        upper: (K, K) fp32, upper Cholesky factor of its inverse.
+        root: (K, K) fp32, upper triangular, ``M = R Rᵀ``.
     """
 
     order: Tensor
     moment: Tensor
-    upper: Tensor
+    root: Tensor
 
     @classmethod
-    def of(cls, moment: Tensor, damping: float = 0.01) -> "InputMetric":
-        """Factorize ``moment`` (K, K); see :func:`round_gptq` for ``damping``."""
-        order = moment.diagonal().argsort(descending=True)
+    def of(cls, moment: Tensor, damping: float = 0.01) -> "Metric":
+        """Factorize ``moment`` (K, K); see :func:`round_gptq` for ``damping``.
+
+        A covariance that was taken in fp32 may have negative eigenvalues, as large as the rounding
+        of the mean it lost: then the damping grows until they are gone.
+        """
+        rising = moment.diagonal().argsort(descending=True).flip(0)
         # The factorization needs fp64; what follows is sums of a few hundred terms, and fp32 will
-        # do.
-        m, root = _factorize(moment[order][:, order].double(), damping)
-        identity = torch.eye(len(m), dtype=m.dtype, device=m.device)
-        upper = torch.linalg.solve_triangular(root, identity, upper=True).float()
-        return cls(order, m.float(), upper)
+        # do. A lower factor of the reverse order is an upper one of the order.
+        damped = moment[rising][:, rising].double()
+        diagonal = damped.diagonal()
+        size, share = diagonal.abs().mean() + 1e-30, 0.0
+        for growth in range(12):
+            diagonal += (damping * 10**growth - share) * size
+            share = damping * 10**growth
+            factor, failed = torch.linalg.cholesky_ex(damped)
+            if not failed:
+                return cls(rising.flip(0), _reversed(damped), _reversed(factor))
+        raise AssertionError("the moment is not finite")
+
+    @cached_property
+    def blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """For each block ``b`` of columns, ``R_bb⁻¹`` (B, B) and ``R_ab R_bb⁻¹`` (A, B) of the
+        columns ``a`` before it."""
+        features = len(self.root)
+        count = -(-features // GPTQ_BLOCK)
+        missing = count * GPTQ_BLOCK - features
+        root = functional.pad(self.root, (0, missing, 0, missing))
+        root.diagonal()[features:] = 1.0
+        columns = root.unflatten(1, (count, GPTQ_BLOCK)).transpose(0, 1)
+        own = columns.unflatten(1, (count, GPTQ_BLOCK)).diagonal(dim1=0, dim2=1).movedim(-1, 0)
+        identity = torch.eye(GPTQ_BLOCK, device=root.device).expand_as(own)
+        inverse = torch.linalg.solve_triangular(own, identity, upper=True)
+        shares, found = columns @ inverse, []
+        for b, start in enumerate(range(0, features, GPTQ_BLOCK)):
+            size = min(GPTQ_BLOCK, features - start)
+            found.append((inverse[b, :size, :size], shares[b, :start, :size]))
+        return found
+
+
+def _reversed(x: Tensor) -> Tensor:
+    """(K, K) fp64 -> (K, K) fp32, rows and columns from the last to the first."""
+    return x.float().flip(0, 1)
 
 
 def round_gptq(
@@ -78,18 +114,18 @@ def round_gptq(
     Returns:
         codes (N, K) int8 and the scale as it is now.
     """
-    return round_in(weight, scale, fmt, InputMetric.of(moment, damping), sweeps)
+    return round_in(weight, scale, fmt, Metric.of(moment, damping), sweeps)
 
 
 def round_in(
-    weight: Tensor, scale: Tensor, fmt: Format, metric: InputMetric, sweeps: int
+    weight: Tensor, scale: Tensor, fmt: Format, metric: Metric, sweeps: int
 ) -> tuple[Tensor, Tensor]:
     """:func:`round_gptq` with the metric at hand."""
     # Weight and codes are held as (K, N), so that a column of the layer is contiguous.
     order, m = metric.order, metric.moment
     w, s = weight.float().T[order], scale.float()
     s = s if s.ndim == 1 else s.T[order]
-    codes, nearest = _gptq(w, s, fmt, metric.upper), (w / s).round_().clamp_(fmt.qmin, fmt.qmax)
+    codes, nearest = _gptq(w, s, fmt, metric.blocks), (w / s).round_().clamp_(fmt.qmin, fmt.qmax)
     # Clipping now and then leads GPTQ astray. With a, b the residuals of the two,
     # a M a - b M b = (a - b) M (a + b).
     difference = (m @ (s * (nearest - codes)) * (2 * w - s * (codes + nearest))).sum(0)
@@ -100,41 +136,30 @@ def round_in(
     return codes[order.argsort()].T.to(torch.int8).contiguous(), s if s.ndim == 1 else scale
 
 
-def _factorize(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """The damped moment ``M`` (K, K) fp64 and an upper triangular ``R`` with ``M = R Rᵀ``.
+def _gptq(w: Tensor, scale: Tensor, fmt: Format, blocks: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Column by column, each one's error made up for in those not yet rounded.
 
-    The inverse of ``R`` is the upper Cholesky factor of the inverse of ``M``. A covariance that was
-    taken in fp32 may have negative eigenvalues, as large as the rounding of the mean it lost: then
-    the damping grows until they are gone.
-    """
-    size = moment.diagonal().abs().mean() + 1e-30
-    for growth in range(12):
-        share = damping * 10**growth
-        damped = moment + share * size * torch.eye(len(moment), device=moment.device)
-        factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        if not failed:
-            return damped, factor.flip(0, 1)
-    raise AssertionError("the moment is not finite")
-
-
-def _gptq(w: Tensor, scale: Tensor, fmt: Format, upper: Tensor) -> Tensor:
-    """Column by column, each one's error pushed into those not yet rounded.
+    With ``M = R Rᵀ`` an error ``e`` costs ``|e R|²``, and what the columns before a block have lost
+    is made up for by moving the block's targets by ``(Σ e_i R_ib) R_bb⁻¹``: GPTQ's elimination
+    without the inverse of ``M`` (QuIP, arXiv 2307.13304, section 4.1).
 
     Args:
         w: (K, N).
         scale: (N,) or (K, N).
         fmt: format of the codes.
-        upper: (K, K) upper Cholesky factor of the inverse moment.
+        blocks: as :class:`Metric` has them.
 
     Returns:
         codes (K, N), float.
     """
-    w, codes = w.clone(), torch.empty_like(w)
-    for start in range(0, len(w), GPTQ_BLOCK):
-        block = slice(start, min(start + GPTQ_BLOCK, len(w)))
+    errors, codes = torch.empty_like(w), torch.empty_like(w)
+    for number, (upper, shares) in enumerate(blocks):
+        start = number * GPTQ_BLOCK
+        block = slice(start, start + len(upper))
         own = scale if scale.ndim == 1 else scale[block]
-        codes[block], errors = round_columns(w[block], upper[block, block], own, fmt.qmin, fmt.qmax)
-        w[block.stop :].addmm_(upper[block, block.stop :].T, errors, alpha=-1)
+        target = torch.addmm(w[block], shares.T, errors[:start])
+        codes[block], _ = round_columns(target, upper, own, fmt.qmin, fmt.qmax)
+        torch.addcmul(w[block], own.expand_as(target), codes[block], value=-1, out=errors[block])
     return codes
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from viditq.formats import Format
-from viditq.quantizers.rounding import InputMetric, round_in
+from viditq.quantizers.rounding import Metric, round_in
 
 __all__ = ["round_two_sided", "two_sided_error"]
 
@@ -50,9 +50,9 @@ def round_two_sided(
     Returns:
         For each layer, codes (N_i, K) int8 and scale (N_i,) fp32.
     """
-    metric = InputMetric.of(moment)
+    metric = Metric.of(moment)
     layers = [
-        _Rows(weight.float(), scale.float(), InputMetric.of(gradient, damping))
+        _Rows(weight.float(), scale.float(), Metric.of(gradient, damping))
         for weight, scale, gradient in zip(weights, scales, gradients, strict=True)
     ]
     for part in range(PARTS):
@@ -60,7 +60,7 @@ def round_two_sided(
         spans = [layer.span(part) for layer in layers]
         sizes = [span.stop - span.start for span in spans]
         pairs = list(zip(layers, spans, strict=True))
-        target = torch.cat([layer.target[span] for layer, span in pairs])
+        target = torch.cat([layer.target(span) for layer, span in pairs])
         start = torch.cat([layer.scale[span] for layer, span in pairs])
         codes, scale = round_in(target, start, fmt, metric, sweeps)
         for (layer, span), own_codes, own_scale in zip(
@@ -78,23 +78,29 @@ def two_sided_error(error: Tensor, moment: Tensor, gradient: Tensor) -> float:
 class _Rows:
     """One layer while its rows are being rounded, those that cost most first."""
 
-    def __init__(self, weight: Tensor, scale: Tensor, metric: InputMetric) -> None:
-        self.order, self.upper = metric.order, metric.upper
-        self.target, self.scale = weight[self.order], scale[self.order]
+    def __init__(self, weight: Tensor, scale: Tensor, metric: Metric) -> None:
+        self.order, self.root = metric.order, metric.root
+        self.weight, self.scale = weight[self.order], scale[self.order]
+        self.error = torch.empty_like(self.weight)
         self.codes = torch.zeros(weight.shape, dtype=torch.int8, device=weight.device)
 
     def span(self, part: int) -> slice:
-        rows = len(self.target)
+        rows = len(self.weight)
         return slice(part * rows // PARTS, (part + 1) * rows // PARTS)
 
+    def target(self, span: slice) -> Tensor:
+        """These rows, moved by what those before them could not hold."""
+        before = slice(span.start)
+        feedback = self.root[before, span].T @ self.error[before]
+        own = self.root[span, span].T
+        return self.weight[span] + torch.linalg.solve_triangular(own, feedback, upper=False)
+
     def settle(self, span: slice, codes: Tensor, scale: Tensor) -> None:
-        """Fix these rows, and move the targets of those behind them by what they cannot hold."""
+        """Fix these rows."""
         self.codes[span], self.scale[span] = codes, scale
-        left = self.target[span] - codes * scale[:, None]
-        shares = torch.linalg.solve_triangular(
-            self.upper[span, span], self.upper[span, span.stop :], upper=True
+        torch.addcmul(
+            self.weight[span], codes.float(), scale[:, None], value=-1, out=self.error[span]
         )
-        self.target[span.stop :] -= shares.T @ left
 
     def result(self) -> tuple[Tensor, Tensor]:
         back = self.order.argsort()
