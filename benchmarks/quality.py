@@ -76,6 +76,7 @@ def contests(options: argparse.Namespace) -> Iterator[Contest]:
                 pipeline,
                 shootout_lineup(bits, options.methods),
                 num=options.num,
+                batch_size=options.batch_size,
                 out=out,
                 device=options.device,
                 gpus=options.gpus,
@@ -92,6 +93,7 @@ def contests(options: argparse.Namespace) -> Iterator[Contest]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--num", type=int, default=128, help="samples per method")
+    parser.add_argument("--batch-size", type=int, default=8, help="samples made together")
     parser.add_argument("--work", type=Path, default=Path("contests"), help="folder to work in")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--gpus", type=int, help="with --device cuda; all by default")

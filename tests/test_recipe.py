@@ -130,6 +130,7 @@ class TestLoadRecipe:
             "qdiffusion": {"granularity": "tensor", "rounding": "gptq", "clip": True},
             "svdquant": {"rank": 4, "group": 64, "profile": "max"},
             "fp8": {"weight": "fp8"},
+            "grouped": {"group": 64, "rounding": "two_sided", "zero_point": False},
         }
         assert set(defining) == set(list_methods())
         for method, fields in defining.items():

@@ -113,8 +113,8 @@ class LayerPlan(Value):
             )
         if self.group and self.granularity == "tensor":
             raise ValueError("a static scale per tensor has no group")
-        if self.rounding == "two_sided" and self.simulated:
-            raise ValueError("two_sided rounds weights with one scale per output channel, no more")
+        if self.rounding == "two_sided" and (self.zero_point or self.rank):
+            raise ValueError("two_sided rounds symmetric weights, without zero point or branch")
         return self
 
     @property

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from viditq.formats import INT4
-from viditq.quantizers import minmax_scale, round_gptq, round_two_sided, two_sided_error
+from viditq.quantizers import (
+    minmax_grid,
+    minmax_scale,
+    round_gptq,
+    round_two_sided,
+    two_sided_error,
+)
 
 
 def moment(size: int, rank: int, seed: int) -> torch.Tensor:
@@ -55,6 +61,17 @@ def test_layers_of_one_input_do_not_mind_each_other():
         (alone,) = round_two_sided([weight], [scale], INT4, inputs, [gradient], sweeps=2)
         assert torch.equal(pair[0], alone[0])
         torch.testing.assert_close(pair[1], alone[1])
+
+
+def test_with_a_scale_for_every_group_of_columns():
+    n, k = 48, 40
+    weight, inputs, outputs = torch.randn(n, k), moment(k, k // 4, 1), moment(n, n // 4, 2)
+    scale = minmax_grid(weight, INT4, group=16).steps(k)
+    ((codes, found),) = round_two_sided([weight], [scale], INT4, inputs, [outputs], sweeps=2)
+    assert torch.equal(found, scale)
+    one_sided, _ = round_gptq(weight, scale, INT4, inputs, sweeps=2)
+    ours, theirs = (weight - each.float() * scale for each in (codes, one_sided))
+    assert two_sided_error(ours, inputs, outputs) < 0.8 * two_sided_error(theirs, inputs, outputs)
 
 
 def test_a_layer_that_nothing_depends_on():

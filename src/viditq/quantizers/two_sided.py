@@ -40,7 +40,8 @@ def round_two_sided(
 
     Args:
         weights: (N_i, K) float, of each layer.
-        scales: (N_i,) fp32, where to start.
+        scales: (N_i,) fp32, where to start; or (N_i, K), the scale under each weight, which is
+            kept.
         fmt: an integer format.
         moment: (K, K) second moment (or covariance) of the input.
         gradients: (N_i, N_i) second moment of the gradient at each layer's output.
@@ -48,7 +49,7 @@ def round_two_sided(
         damping: of the gradients' moments, as a share of the diagonal's mean.
 
     Returns:
-        For each layer, codes (N_i, K) int8 and scale (N_i,) fp32.
+        For each layer, codes (N_i, K) int8 and the scale as it is now.
     """
     metric = Metric.of(moment)
     layers = [
@@ -98,9 +99,8 @@ class _Rows:
     def settle(self, span: slice, codes: Tensor, scale: Tensor) -> None:
         """Fix these rows."""
         self.codes[span], self.scale[span] = codes, scale
-        torch.addcmul(
-            self.weight[span], codes.float(), scale[:, None], value=-1, out=self.error[span]
-        )
+        steps = scale if scale.ndim == 2 else scale[:, None]
+        self.error[span] = self.weight[span] - codes * steps
 
     def result(self) -> tuple[Tensor, Tensor]:
         back = self.order.argsort()

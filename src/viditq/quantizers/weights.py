@@ -63,11 +63,15 @@ def round_weights(
     """
     fmt = plan.weight_format
     if plan.rounding == "two_sided" and gradients is not None:
-        scales = [_grid(weight, plan, moment).scale for weight in weights]
+        grids = [_grid(weight, plan, moment) for weight in weights]
+        scales = [_under_each(grid, plan, moment) for grid in grids]
         found = round_two_sided(
             weights, scales, fmt, moment, gradients, sweeps=min(sweeps, TWO_SIDED_SWEEPS)
         )
-        return [Rounded(codes, Grid(scale)) for codes, scale in found]
+        return [
+            Rounded(codes, grid if plan.group else Grid(scale))
+            for grid, (codes, scale) in zip(grids, found, strict=True)
+        ]
     sizes = [len(weight) for weight in weights]
     branches: list[tuple[Tensor, Tensor] | None] = [None] * len(weights)
     if plan.rank:
@@ -80,13 +84,16 @@ def round_weights(
     else:
         offset = grid.offsets(weight.shape[1])
         moved = weight if offset is None else weight - offset
-        scale = grid.scale
-        if plan.group:
-            scale = grid.steps(weight.shape[1])
+        scale = _under_each(grid, plan, moment)
         codes, scale = round_gptq(moved, scale, fmt, moment, sweeps=sweeps)
         grid = grid if plan.group else replace(grid, scale=scale)
     grids = grid.split(sizes)
     return [Rounded(*part) for part in zip(codes.split(sizes), grids, branches, strict=True)]
+
+
+def _under_each(grid: Grid, plan: LayerPlan, moment: Tensor) -> Tensor:
+    """The scale as rounding takes it: (N,), or (N, K) with groups."""
+    return grid.steps(len(moment)) if plan.group else grid.scale
 
 
 def _grid(weight: Tensor, plan: LayerPlan, moment: Tensor) -> Grid:
