@@ -80,6 +80,7 @@ class Metric:
         own = columns.unflatten(1, (count, GPTQ_BLOCK)).diagonal(dim1=0, dim2=1).movedim(-1, 0)
         identity = torch.eye(GPTQ_BLOCK, device=root.device).expand_as(own)
         inverse = torch.linalg.solve_triangular(own, identity, upper=True)
+        inverse = inverse.mT.contiguous().mT  # so that a column is read in one piece
         shares, found = columns @ inverse, []
         for b, start in enumerate(range(0, features, GPTQ_BLOCK)):
             size = min(GPTQ_BLOCK, features - start)
@@ -173,8 +174,9 @@ def _descend(w: Tensor, codes: Tensor, scale: Tensor, fmt: Format, moment: Tenso
     for start in range(0, len(w), GPTQ_BLOCK):
         block = slice(start, min(start + GPTQ_BLOCK, len(w)))
         own = scale if scale.ndim == 1 else scale[block]
+        factor = moment[block, block].T  # the same; a column is read in one piece
         codes[block], moved = round_columns(
-            gradient[block], moment[block, block], own, fmt.qmin, fmt.qmax, codes[block]
+            gradient[block], factor, own, fmt.qmin, fmt.qmax, codes[block]
         )
         gradient[block.stop :].addmm_(moment[block.stop :, block], moved, alpha=-1)
     return codes

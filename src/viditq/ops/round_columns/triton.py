@@ -30,14 +30,18 @@ def kernel(
     i = tl.arange(0, BLOCK)
     inside = n < N
     before = tl.zeros([BLOCK, ROWS], tl.float32)
-    # A column is loaded while the one before it is rounded.
+    # A column is loaded while the two before it are rounded: it comes from far, and a step is short.
     column, own, r, s, start = _loaded(
         target + n, factor, factor_row, factor_column, scale + n, scale_row, old, n, N, i, 0, inside
     )
+    following = _loaded(
+        target + n, factor, factor_row, factor_column, scale + n, scale_row, old, n, N, i,
+        tl.minimum(1, size - 1), inside,
+    )  # fmt: skip
     for j in range(size):
-        following = _loaded(
+        after = _loaded(
             target + n, factor, factor_row, factor_column, scale + n, scale_row, old, n, N, i,
-            tl.minimum(j + 1, size - 1), inside,
+            tl.minimum(j + 2, size - 1), inside,
         )  # fmt: skip
         r -= tl.sum(column[:, None] * before, axis=0)
         if old is None:
@@ -50,6 +54,7 @@ def kernel(
         tl.store(moved + j * N + n, shift, mask=inside)
         before = tl.where(i[:, None] == j, shift[None, :], before)
         column, own, r, s, start = following
+        following = after
 
 
 @triton.jit
