@@ -66,6 +66,7 @@ class Family:
 
 
 OPS = ("norm_quantize", "quantize_rows", "gelu_quantize", "int8_linear", "norm_rotate")
+HEAD_NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
 SELF = ("norm1", "norm2", "attn1", "ff", "ff.net.0", "ff.net.1")
 JOINT = tuple(f"{name}{stream}" for name in ("norm1", "norm2", "ff") for stream in ("", "_context"))
 JOINT = (*JOINT, "norm1_context.norm", "attn", "attn.to_out.1", "ff.net.0", "ff_context.net.1")
@@ -313,6 +314,21 @@ class TestBlock:
             assert "norm_quantize" in ops or "gelu_quantize" in ops or reads_alone, layer
             fused.set_submodule(layer, fused.get_submodule(layer).base_layer)
             assert torch.equal(call.run(fused), before)
+
+    def test_a_hook_on_a_norm_of_queries_or_keys(self, case):
+        """It is called as a module, in every such place."""
+        call = calls(*case)[0]
+        names = [n for n, _ in call.block.named_modules() if n.rpartition(".")[2] in HEAD_NORMS]
+        for name in names:
+            expected, fused = copy.deepcopy(call.block), copy.deepcopy(call.block)
+            fuse_(fused)
+            before = call.run(fused)
+            for block in (expected, fused):
+                norm = block.get_submodule(name)
+                norm.register_forward_hook(lambda module, args, y: y.flip(-1) * 2)
+            y = call.run(fused)
+            assert distance(y, call.run(expected)) <= 1e-4, name
+            assert distance(y, before) > 1e-4, name
 
     def test_a_float_layer(self, case):
         call = calls(*case)[0]
