@@ -46,7 +46,7 @@ def stream(
         across: see ``norm``.
     """
     apart = x.unflatten(-1, (heads, -1))
-    if rotation is not None:
+    if rotation is not None and rotation[0].device != x.device:
         cos, sin = rotation
         rotation = cos.to(x.device), sin.to(x.device)
     if norm is None:
