@@ -12,7 +12,7 @@ from viditq.bench.row_ops import QUICK_ROWS, ROWS, Rows
 from viditq.errors import InputError
 
 PRODUCT = Product("small", 34, 48, 64)
-ROW_SHAPE = Rows("small", 34, 64, 256)
+ROW_SHAPE = Rows("small", 34, 64, 256, heads=4)
 
 
 def run(**options):
@@ -39,9 +39,10 @@ def test_rows(tmp_path):
         (name, width, balanced)
         for balanced in (False, True)
         for name, width in (("quantize_rows", 64), ("norm_quantize", 64), ("gelu_quantize", 256))
-    ]
+    ] + [("norm_rotate", 64, False)]
     assert all(row.copy_share > 0 and row.equal_copy_share > 0 for row in row_ops)
-    assert all(row.check == "codes equal" for row in row_ops)
+    assert all(row.check == "codes equal" for row in row_ops[:-1])
+    assert row_ops[-1].check == "error 1.00× torch's"
     assert result.copy_bytes_per_s > 0
     assert result.origin.command == "viditq bench ops"
     assert BenchResult.load(tmp_path / "ops.json") == result
@@ -74,6 +75,14 @@ def test_a_wrong_row_op_has_no_speed(monkeypatch, what):
     assert rows["norm_quantize"].timing is rows["norm_quantize"].copy_share is None
     assert "wrong result" in rows["norm_quantize"].skipped
     assert rows["gelu_quantize"].timing is not None
+
+
+def test_a_wrong_rotation_has_no_speed(monkeypatch):
+    right = row_ops.norm_rotate
+    monkeypatch.setattr(row_ops, "norm_rotate", lambda *a, **options: right(*a, **options) * 1.05)
+    row = by_op(run(), RowOpRow)["norm_rotate"]
+    assert row.timing is row.copy_share is None
+    assert "wrong result" in row.skipped
 
 
 def test_what_fails_has_a_reason(monkeypatch):
@@ -118,7 +127,11 @@ def test_no_such_device():
 
 @pytest.mark.gpu
 def test_on_a_gpu():
-    result = bench_ops("cuda", products=[Product("a", 64, 48, 128)], rows=[Rows("a", 34, 128, 256)])
+    result = bench_ops(
+        "cuda",
+        products=[Product("a", 64, 48, 128)],
+        rows=[Rows("a", 34, 128, 256, heads=4, across=True)],
+    )
     fp8 = torch.cuda.get_device_capability() >= (8, 9)
     for row in result.rows:
         assert row.timing is not None or (row.op == FP8 and not fp8), (row.op, row.skipped)

@@ -55,16 +55,18 @@ class Family:
     Attributes:
         blocks: how many of each class have a twin.
         ops: for each class of blocks, how often viditq's ops run in the first such block when it is
-            fused: ``norm_quantize``, ``quantize_rows``, ``gelu_quantize`` and products.
+            fused: ``norm_quantize``, ``quantize_rows``, ``gelu_quantize``, products and
+            ``norm_rotate``.
         passed_by: names in such a block of modules that the fused forward does not call.
     """
 
     blocks: dict[str, int]
-    ops: dict[str, tuple[int, int, int, int]]
+    ops: dict[str, tuple[int, int, int, int, int]]
     passed_by: dict[str, tuple[str, ...]]
 
 
-OPS = ("norm_quantize", "quantize_rows", "gelu_quantize", "int8_linear")
+OPS = ("norm_quantize", "quantize_rows", "gelu_quantize", "int8_linear", "norm_rotate")
+HEAD_NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
 SELF = ("norm1", "norm2", "attn1", "ff", "ff.net.0", "ff.net.1")
 JOINT = tuple(f"{name}{stream}" for name in ("norm1", "norm2", "ff") for stream in ("", "_context"))
 JOINT = (*JOINT, "norm1_context.norm", "attn", "attn.to_out.1", "ff.net.0", "ff_context.net.1")
@@ -74,42 +76,42 @@ IN_BLOCK = (*SELF, "attn2")
 FAMILIES = {
     "latte-class": Family(
         {"LatteClassBlock": 6},
-        {"LatteClassBlock": (2, 1, 1, 4)},
+        {"LatteClassBlock": (2, 1, 1, 4, 0)},
         {"LatteClassBlock": SELF},
     ),
     "stdit": Family(
         {"STDiTBlock": 2},
-        {"STDiTBlock": (2, 6, 1, 9)},
+        {"STDiTBlock": (2, 6, 1, 9, 0)},
         {"STDiTBlock": (*IN_BLOCK, "temporal_attn")},
     ),
     "stdit3": Family(
         {"STDiT3Block": 22},
-        {"STDiT3Block": (2, 4, 1, 7)},
+        {"STDiT3Block": (2, 4, 1, 7, 0)},
         {"STDiT3Block": IN_BLOCK},
     ),
     "cogvideox": Family(
         {"CogVideoXBlock": 2},
-        {"CogVideoXBlock": (4, 1, 1, 6)},
+        {"CogVideoXBlock": (4, 1, 1, 6, 0)},
         {"CogVideoXBlock": (*SELF, "norm1.norm", "attn1.to_out.1", "ff.net.3")},
     ),
     "cogvideox, 5b": Family(
-        {"CogVideoXBlock": 2}, {"CogVideoXBlock": (4, 1, 1, 6)}, {"CogVideoXBlock": ()}
+        {"CogVideoXBlock": 2}, {"CogVideoXBlock": (4, 1, 1, 6, 2)}, {"CogVideoXBlock": ()}
     ),
     "sd3": Family(
         {"JointTransformerBlock": 3},
-        {"JointTransformerBlock": (4, 2, 2, 8)},
+        {"JointTransformerBlock": (4, 2, 2, 8, 0)},
         {"JointTransformerBlock": JOINT},
     ),
     "sd3, 3.5-medium": Family(
         {"JointTransformerBlock": 3},
-        {"JointTransformerBlock": (5, 3, 2, 10)},
+        {"JointTransformerBlock": (5, 3, 2, 10, 4)},
         {"JointTransformerBlock": ("attn2", "norm1", "norm1.norm", "attn2.to_out.1")},
     ),
     "hunyuan-video": Family(
         {"HunyuanVideoTransformerBlock": 2, "HunyuanVideoSingleTransformerBlock": 2},
         {
-            "HunyuanVideoTransformerBlock": (4, 2, 2, 8),
-            "HunyuanVideoSingleTransformerBlock": (2, 0, 1, 3),
+            "HunyuanVideoTransformerBlock": (4, 2, 2, 8, 2),
+            "HunyuanVideoSingleTransformerBlock": (2, 0, 1, 3, 2),
         },
         {
             "HunyuanVideoTransformerBlock": JOINT,
@@ -118,22 +120,22 @@ FAMILIES = {
     ),
     "qwen-image": Family(
         {"QwenImageTransformerBlock": 2},
-        {"QwenImageTransformerBlock": (4, 2, 2, 8)},
+        {"QwenImageTransformerBlock": (4, 2, 2, 8, 2)},
         {"QwenImageTransformerBlock": (*QWEN, "attn", "attn.to_out.1", "txt_mlp.net.0")},
     ),
     "ltx": Family(
         {"LTXVideoTransformerBlock": 2},
-        {"LTXVideoTransformerBlock": (2, 4, 1, 7)},
+        {"LTXVideoTransformerBlock": (2, 4, 1, 7, 4)},
         {"LTXVideoTransformerBlock": (*IN_BLOCK, "attn2.to_out.1")},
     ),
     "sana": Family(
         {"SanaTransformerBlock": 2},
-        {"SanaTransformerBlock": (1, 4, 0, 5)},
+        {"SanaTransformerBlock": (1, 4, 0, 5, 0)},
         {"SanaTransformerBlock": ("norm1", "norm2", "attn1", "attn2", "attn1.to_out.1")},
     ),
     "flux2": Family(
         {"Flux2TransformerBlock": 2, "Flux2SingleTransformerBlock": 2},
-        {"Flux2TransformerBlock": (4, 4, 0, 8), "Flux2SingleTransformerBlock": (1, 1, 0, 2)},
+        {"Flux2TransformerBlock": (4, 4, 0, 8, 2), "Flux2SingleTransformerBlock": (1, 1, 0, 2, 2)},
         {
             "Flux2TransformerBlock": ("norm1", "norm2", "norm1_context", "attn", "ff_context"),
             "Flux2SingleTransformerBlock": ("norm", "attn"),
@@ -276,7 +278,7 @@ class TestBlock:
         call = calls(name, kind)[0]
         layers = sum(isinstance(module, QuantLinear) for module in call.block.modules())
         before = Counter(count_ops(call.run))
-        assert before == counts((0, layers, 0, layers))
+        assert before == counts((0, layers, 0, layers, 0))
         fuse_(call.block)
         assert Counter(count_ops(call.run)) == counts(FAMILIES[name].ops[kind])
 
@@ -312,6 +314,21 @@ class TestBlock:
             assert "norm_quantize" in ops or "gelu_quantize" in ops or reads_alone, layer
             fused.set_submodule(layer, fused.get_submodule(layer).base_layer)
             assert torch.equal(call.run(fused), before)
+
+    def test_a_hook_on_a_norm_of_queries_or_keys(self, case):
+        """It is called as a module, in every such place."""
+        call = calls(*case)[0]
+        names = [n for n, _ in call.block.named_modules() if n.rpartition(".")[2] in HEAD_NORMS]
+        for name in names:
+            expected, fused = copy.deepcopy(call.block), copy.deepcopy(call.block)
+            fuse_(fused)
+            before = call.run(fused)
+            for block in (expected, fused):
+                norm = block.get_submodule(name)
+                norm.register_forward_hook(lambda module, args, y: y.flip(-1) * 2)
+            y = call.run(fused)
+            assert distance(y, call.run(expected)) <= 1e-4, name
+            assert distance(y, before) > 1e-4, name
 
     def test_a_float_layer(self, case):
         call = calls(*case)[0]

@@ -36,8 +36,11 @@ PLANS = {
     "w4a8": LayerPlan(weight="int4", smooth=0.5, hadamard=16),
 }
 FUSED = {
-    "double": {"norm_quantize": 4, "quantize_rows": 2, "gelu_quantize": 2, "int8_linear": 8},
-    "single": {"norm_quantize": 1, "gelu_quantize": 1, "int8_linear": 2},
+    "double": {
+        **{"norm_quantize": 4, "norm_rotate": 2},
+        **{"quantize_rows": 2, "gelu_quantize": 2, "int8_linear": 8},
+    },
+    "single": {"norm_quantize": 1, "norm_rotate": 2, "gelu_quantize": 1, "int8_linear": 2},
 }
 DROP_IN = {
     "double": {"quantize_rows": 12, "int8_linear": 12},
@@ -191,7 +194,7 @@ class TestBlock:
             return q
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("viditq.blocks.flux.dispatch_attention_fn", watched)
+            patch.setattr("viditq.blocks.streams.dispatch_attention_fn", watched)
             run(block, flux_inputs)
         assert [str(getattr(each, "value", each)) for each in seen] == ["_native_math"]
 

@@ -23,7 +23,10 @@ PLANS = {
 KINDS = ["text-to-video", "image-to-video", "token-times", "no-cross-norm"]
 B, S, T, C, D = 2, 6, 5, 32, 16
 
-FUSED = {"norm_quantize": 3, "quantize_rows": 3, "gelu_quantize": 1, "int8_linear": 7}
+FUSED = {
+    **{"norm_quantize": 3, "norm_rotate": 4},
+    **{"quantize_rows": 3, "gelu_quantize": 1, "int8_linear": 7},
+}
 DROP_IN = {"quantize_rows": 10, "int8_linear": 10}
 
 
@@ -154,7 +157,8 @@ class TestBlock:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_layers_that_are_called_as_modules_get_what_they_would(self, case, dtype):
-        """With a hook on each of them nothing is left of fusing, and nothing rounds otherwise."""
+        """With a hook on each layer and norm nothing is left of fusing, and nothing rounds
+        otherwise."""
         make, inputs = case
         block = make()
         if dtype == torch.bfloat16:
@@ -162,7 +166,7 @@ class TestBlock:
         expected = run(block, inputs)
         fuse_(block)
         for module in block.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | nn.RMSNorm):
                 module.register_forward_hook(lambda module, args, y: y)
         assert torch.equal(run(block, inputs), expected)
 
@@ -190,6 +194,7 @@ class TestBlock:
         fuse_(block)
         assert count_ops(block, **inputs) == {
             "norm_quantize": 3 - plain,
+            "norm_rotate": 4 + images,
             "quantize_rows": 3 + images + plain,
             "gelu_quantize": 1,
             "int8_linear": 7 + images,
@@ -226,13 +231,14 @@ class TestSomethingOnALayer:
 
     @pytest.mark.parametrize("name", ["attn1.norm_q", "attn1.norm_k", "attn2.norm_k"])
     def test_hook_on_a_norm_of_queries_or_keys(self, make_wan_block, inputs, count_ops, name):
-        """These are called as modules anyway."""
+        """It is called as a module, and what it gives is rotated."""
         expected, fused = make_wan_block(), make_wan_block()
         fuse_(fused)
         for block in (expected, fused):
             block.get_submodule(name).register_forward_hook(lambda module, args, y: 3 * y)
         assert distance(run(fused, inputs), run(expected, inputs)) <= 1e-5
-        assert count_ops(fused, **inputs) == FUSED
+        rotates = name.startswith("attn1")
+        assert count_ops(fused, **inputs) == FUSED | {"norm_rotate": 3 + rotates}
 
 
 class TestDeclined:

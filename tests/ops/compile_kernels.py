@@ -53,6 +53,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     yield from row_kernels()
+    yield from head_kernels()
     yield from product_kernels()
 
 
@@ -108,6 +109,35 @@ def row_kernels() -> Iterator[Case]:
         {"stack_bytes": 0, "barriers": 12},
         at_least,
     )
+
+
+def head_kernels() -> Iterator[Case]:
+    from viditq.ops.norm_rotate.triton import blocks, kernel
+
+    tensors = dict.fromkeys(("x", "weight", "out"), "*bf16")
+    numbers = dict.fromkeys(("tokens", "x_sample", "x_token", "out_sample", "out_start"), "i32")
+    numbers |= dict.fromkeys(("table_sample", "table_token", "table_head"), "i32")
+    for name, heads, features, across, per_head in (
+        ("FLUX", 24, 128, False, False),
+        ("Wan-1.3B", 12, 128, True, False),
+        ("Wan-14B", 40, 128, True, False),
+        ("LTX", 32, 64, True, True),
+        ("SD3.5", 24, 64, False, None),
+    ):
+        *block, warps = blocks(heads, features)
+        table = None if per_head is None else "*fp32"
+        given = {**tensors, "cos": table, "sin": table, "eps": "fp32", **numbers}
+        given |= {"H": heads, "D": features, "HEADS": block[0], "WIDTH": block[1]}
+        given |= {"NORM": True, "ACROSS": across, "PER_HEAD": bool(per_head), "PITCH": 2}
+        yield Case(
+            f"norm_rotate {name}",
+            kernel,
+            given,
+            {"num_warps": warps},
+            # No value but the sum goes from warp to warp, and only across heads.
+            at_most={"stack_bytes": 0, "shared_bytes": 4 * warps, "barriers": 2 * across},
+            at_least={"loads_of_16_bytes": 2, "stores_of_16_bytes": 1},
+        )
 
 
 def product_kernels() -> Iterator[Case]:

@@ -67,7 +67,7 @@ class ProductRow(Measured):
 
 
 class RowOpRow(Measured):
-    """One op that reads (M, K) and writes codes.
+    """One op that reads (M, K) and writes its codes or, ``norm_rotate``, as much again.
 
     Attributes:
         balanced: with smoothing and a rotation in blocks of 128.

@@ -4,7 +4,7 @@ Caption and video are modulated apart and go through the same layers as one sequ
 modulation and the quantization of what they make are one op in each stream; their codes, put one
 after the other, are what the products read. GELU and the quantization for the layer behind it are
 one op; gates and residuals are added by products of each stream's own codes. The norms of queries
-and keys and the rotation of those of the video are plain torch, which a compiler makes one pass of.
+and keys, with a mean, are torch's; the rotation of those of the video is one op.
 
 Declined, and left to the original forward: other attention processors, projections that diffusers
 has fused, any ``attention_kwargs``, active dropout, hooks on a submodule that the fused forward
@@ -13,14 +13,13 @@ would pass by, and calls that ask for a gradient, which integer products do not 
 
 from typing import Any
 
-import torch
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers import cogvideox_transformer_3d
 from torch import Tensor
 
 from viditq.blocks.feed_forward import is_plain_feed_forward
+from viditq.blocks.heads import by_pair
 from viditq.blocks.inputs import Gelu, Modulated, Plain
 from viditq.blocks.products import asks_for_a_gradient, gains, read
 from viditq.blocks.streams import (
@@ -28,6 +27,7 @@ from viditq.blocks.streams import (
     attend,
     drops_nothing,
     finish_each,
+    in_two_parts,
     is_untouched_attention,
     is_untouched_norm,
     modulation,
@@ -83,11 +83,9 @@ class CogVideoXBlock(cogvideox_transformer_3d.CogVideoXBlock):
             )
         streams = [encoder_hidden_states, hidden_states]
         normed, gates = _normed(self.norm1, streams, temb)
-        q, k, v = own_heads(self.attn1, normed)
-        if image_rotary_emb is not None:
-            first = encoder_hidden_states.shape[1]
-            q, k = (_rotated_from(first, each, image_rotary_emb) for each in (q, k))
-        streams = finish_each(Plain(attend((q, k, v))), self.attn1.to_out[0], streams, gates)
+        projected, first = own_heads(self.attn1, normed), encoder_hidden_states.shape[1]
+        y = attend(in_two_parts(projected, first, None, by_pair(image_rotary_emb)))
+        streams = finish_each(Plain(y), self.attn1.to_out[0], streams, gates)
 
         normed, gates = _normed(self.norm2, streams, temb)
         up, _, down, _ = self.ff.net
@@ -110,12 +108,6 @@ def _normed(
         Modulated(video, norm.norm, gain, shift),
     )
     return OneAfterAnother(modulated), (text_gate, gate)
-
-
-def _rotated_from(first: int, x: Tensor, rotary: Any) -> Tensor:
-    """``x`` (B, S, H, D), the tokens from number ``first`` on turned."""
-    turned: Any = apply_rotary_emb(x[:, first:], rotary, sequence_dim=1)
-    return torch.cat([x[:, :first], turned], 1)
 
 
 def _is_untouched_inside(block: Any) -> bool:

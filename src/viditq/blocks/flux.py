@@ -4,8 +4,8 @@ A norm, its modulation (adaLN-zero, DiT, arXiv 2212.09748, section 3.2) and the 
 they make are one op; q, k and v are one product in each stream, and in a single block the first
 layer of the feed-forward is part of it. GELU and the quantization for the layer behind it are one
 op, which in a single block takes the attention's columns along; gate and residual are added by the
-product before them. Norms of the heads and rotary embedding are plain torch, left to a compiler;
-attention is diffusers', on the backend that it is set to.
+product before them. Norm of the heads, rotary embedding and, of q or k, the putting together of
+both streams are one op; attention is diffusers', on the backend that it is set to.
 
 Declined, and left to the original forward: other attention processors, projections that diffusers
 has fused, any ``joint_attention_kwargs`` (IP-Adapters among them), active dropout, hooks on a
@@ -13,26 +13,29 @@ submodule that the fused forward would pass by, and calls that ask for a gradien
 products do not have.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
 from diffusers.models.transformers import transformer_flux
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 from torch import Tensor, nn
 
 from viditq.blocks.feed_forward import feed, is_plain_feed_forward
+from viditq.blocks.heads import by_pair
 from viditq.blocks.inputs import Gelu, Modulated, Plain
 from viditq.blocks.products import asks_for_a_gradient, finish, gains, is_untouched, read
 from viditq.blocks.streams import (
     clipped,
+    dispatch,
     drops_nothing,
+    heads,
     is_untouched_attention,
     is_untouched_norm,
     modulation,
+    own_heads,
+    text_heads,
+    together,
 )
 from viditq.models.flux import SHARED_INPUTS
 
@@ -89,15 +92,12 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
         shift, gain, gate, *ff = modulation(self.norm1, temb)
         text_shift, text_gain, text_gate, *text_ff = modulation(self.norm1_context, temb)
 
+        rotary, first = image_rotary_emb, text.shape[1]
         normed = Modulated(x, self.norm1.norm, gain, shift)
-        projected = read(normed, [attn.to_q, attn.to_k, attn.to_v])
-        qkv = _heads(projected, attn, attn.norm_q, attn.norm_k)
+        own = own_heads(attn, normed, by_pair(rotary, first))
         normed = Modulated(text, self.norm1_context.norm, text_gain, text_shift)
-        projected = read(normed, [attn.add_q_proj, attn.add_k_proj, attn.add_v_proj])
-        text_qkv = _heads(projected, attn, attn.norm_added_q, attn.norm_added_k)
-        pairs = zip(text_qkv, qkv, strict=True)
-        y = _attend(attn, [torch.cat(pair, 1) for pair in pairs], image_rotary_emb)
-        text_y, y = y.split([text.shape[1], x.shape[1]], 1)
+        added = text_heads(attn, normed, by_pair(rotary, 0, first))
+        text_y, y = dispatch(attn, together(added, own)).split([first, x.shape[1]], 1)
 
         x = finish(Plain(y), attn.to_out[0], x, gate)
         text = finish(Plain(text_y), attn.to_add_out, text, text_gate)
@@ -147,41 +147,14 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
         shift, gain, gate = modulation(self.norm, temb)
         normed = Modulated(x, self.norm.norm, gain, shift)
         *projected, hidden = read(normed, [attn.to_q, attn.to_k, attn.to_v, self.proj_mlp])
-        qkv = _heads(projected, attn, attn.norm_q, attn.norm_k)
-        y = _attend(attn, qkv, image_rotary_emb)
+        qkv = heads(attn, projected, attn.norm_q, attn.norm_k, by_pair(image_rotary_emb))
+        y = dispatch(attn, together(qkv))
         x = finish(Gelu(hidden, self.act_mlp.approximate, left=y), self.proj_out, x, gate)
         text, image = clipped(x).split([encoder_hidden_states.shape[1], hidden_states.shape[1]], 1)
         return text, image
 
     def _get_name(self) -> str:
         return f"Fused{super()._get_name()}"
-
-
-def _heads(projected: Sequence[Tensor], attn: Any, norm_q: nn.Module, norm_k: nn.Module) -> Any:
-    """q, k and v, (B, S, H·D) each -> (B, S, H, D) each, q and k normalized."""
-    q, k, v = (each.unflatten(-1, (-1, attn.head_dim)) for each in projected)
-    return norm_q(q), norm_k(k), v
-
-
-def _attend(attn: Any, qkv: Sequence[Tensor], rotary: Rotary | None) -> Tensor:
-    """q, k and v, (B, S, H, D) each -> (B, S, H·D)."""
-    q, k, v = qkv
-    if rotary is not None:
-        q, k = _rotated(q, rotary), _rotated(k, rotary)
-    y = dispatch_attention_fn(
-        q,
-        k,
-        v,
-        backend=attn.processor._attention_backend,
-        parallel_config=attn.processor._parallel_config,
-    )
-    return y.flatten(2).to(q.dtype)
-
-
-def _rotated(x: Tensor, rotary: Any) -> Tensor:
-    """(B, S, H, D) -> the same."""
-    y: Any = apply_rotary_emb(x, rotary, sequence_dim=1)
-    return y
 
 
 def _is_untouched_double(block: Any) -> bool:

@@ -2,9 +2,9 @@
 
 A norm, its modulation and the quantization of what they make are one op; q, k and v are one product
 in each stream; in a single block they and the first layer of the feed-forward are one layer
-already. Gate and residual are added by the product before them. The gated activation, norms of the
-heads and rotary embedding are plain torch, left to a compiler; attention is diffusers', on the
-backend that it is set to.
+already. Gate and residual are added by the product before them. Norm of the heads, rotary embedding
+and, of q or k, the putting together of both streams are one op. The gated activation is plain
+torch, left to a compiler; attention is diffusers', on the backend that it is set to.
 
 The modulation is made once for all blocks, and may be one for all samples.
 
@@ -18,7 +18,6 @@ have.
 from typing import Any
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers import transformer_flux2
 from diffusers.models.transformers.transformer_flux2 import (
     Flux2Attention,
@@ -29,10 +28,10 @@ from diffusers.models.transformers.transformer_flux2 import (
 )
 from torch import Tensor, nn
 
+from viditq.blocks.heads import by_pair
 from viditq.blocks.inputs import Input, Modulated, Plain
 from viditq.blocks.products import asks_for_a_gradient, finish, gains, is_untouched, read
 from viditq.blocks.streams import (
-    Heads,
     clipped,
     dispatch,
     drops_nothing,
@@ -99,10 +98,12 @@ class Flux2TransformerBlock(transformer_flux2.Flux2TransformerBlock):
         attn, x, text = self.attn, hidden_states, encoder_hidden_states
         shift, gain, gate, *ff = temb_mod_img.chunk(6, -1)
         text_shift, text_gain, text_gate, *text_ff = temb_mod_txt.chunk(6, -1)
-        own = own_heads(attn, Modulated(x, self.norm1, gain, shift))
-        added = text_heads(attn, Modulated(text, self.norm1_context, text_gain, text_shift))
-        y = dispatch(attn, _rotated(together(added, own), image_rotary_emb))
-        text_y, y = y.split([text.shape[1], x.shape[1]], 1)
+        rotary, first = image_rotary_emb, text.shape[1]
+        normed = Modulated(x, self.norm1, gain, shift)
+        own = own_heads(attn, normed, by_pair(rotary, first))
+        normed = Modulated(text, self.norm1_context, text_gain, text_shift)
+        added = text_heads(attn, normed, by_pair(rotary, 0, first))
+        text_y, y = dispatch(attn, together(added, own)).split([first, x.shape[1]], 1)
 
         x = finish(Plain(y), attn.to_out[0], x, gate)
         text = finish(Plain(text_y), attn.to_add_out, text, text_gate)
@@ -175,7 +176,8 @@ class Flux2SingleTransformerBlock(transformer_flux2.Flux2SingleTransformerBlock)
         (projected,) = read(Modulated(x, self.norm, gain, shift), [attn.to_qkv_mlp_proj])
         width = attn.inner_dim
         *qkv, hidden = projected.split([width] * 3 + [projected.shape[-1] - 3 * width], -1)
-        y = dispatch(attn, _rotated(heads(attn, qkv, attn.norm_q, attn.norm_k), image_rotary_emb))
+        projected = heads(attn, qkv, attn.norm_q, attn.norm_k, by_pair(image_rotary_emb))
+        y = dispatch(attn, together(projected))
         activated = torch.cat([y, attn.mlp_act_fn(hidden)], -1)
         x = clipped(finish(Plain(activated), attn.to_out, x, gate))
         return (x[:, :text_seq_len], x[:, text_seq_len:]) if split_hidden_states else x
@@ -188,15 +190,6 @@ def _feed(ff: Any, x: Input, residual: Tensor, gate: Tensor) -> Tensor:
     """``gate · ff(x) + residual``, see :func:`~viditq.blocks.products.finish`."""
     (hidden,) = read(x, [ff.linear_in])
     return finish(Plain(ff.act_fn(hidden)), ff.linear_out, residual, gate)
-
-
-def _rotated(qkv: Heads, rotary: Any) -> Heads:
-    """Queries and keys turned."""
-    if rotary is None:
-        return qkv
-    q, k, v = qkv
-    turned: Any = [apply_rotary_emb(each, rotary, sequence_dim=1) for each in (q, k)]
-    return turned[0], turned[1], v
 
 
 def _is_plain(modulation: Tensor, x: Tensor) -> bool:

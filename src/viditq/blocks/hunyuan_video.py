@@ -4,9 +4,9 @@ A norm, its modulation (adaLN-zero, DiT, arXiv 2212.09748, section 3.2) and the 
 they make are one op; q, k and v are one product in each stream. GELU and the quantization for the
 layer behind it are one op, which in a single block takes the attention's columns along; gate and
 residual are added by the product before them. In a single block the first layer of the feed-forward
-is balanced apart from the attention's, so what both read is quantized twice. Norms of the heads and
-the rotation of those of the video are plain torch, left to a compiler; attention is diffusers', on
-the backend that it is set to.
+is balanced apart from the attention's, so what both read is quantized twice. Norm of the heads, the
+rotation of those of the video and, of q or k, the putting together of both streams are one op;
+attention is diffusers', on the backend that it is set to.
 
 Declined, and left to the original forward: other attention processors, projections that diffusers
 has fused, active dropout, hooks on a submodule that the fused forward would pass by, and calls that
@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
 from diffusers.models.transformers import transformer_hunyuan_video
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor, nn
 
 from viditq.blocks.feed_forward import feed, is_plain_feed_forward
+from viditq.blocks.heads import by_pair
 from viditq.blocks.inputs import Gelu, Modulated, Plain
 from viditq.blocks.products import asks_for_a_gradient, finish, gains, is_untouched, read
 from viditq.blocks.streams import (
-    Heads,
     dispatch,
     drops_nothing,
+    in_two_parts,
     is_untouched_attention,
     is_untouched_norm,
     modulation,
@@ -95,9 +95,9 @@ class HunyuanVideoTransformerBlock(transformer_hunyuan_video.HunyuanVideoTransfo
         attn, x, text = self.attn, hidden_states, encoder_hidden_states
         shift, gain, gate, *ff = modulation(self.norm1, temb)
         text_shift, text_gain, text_gate, *text_ff = modulation(self.norm1_context, temb)
-        own = own_heads(attn, Modulated(x, self.norm1.norm, gain, shift))
+        own = own_heads(attn, Modulated(x, self.norm1.norm, gain, shift), by_pair(freqs_cis))
         normed = Modulated(text, self.norm1_context.norm, text_gain, text_shift)
-        qkv = together(_rotated(own, freqs_cis, x.shape[1]), text_heads(attn, normed))
+        qkv = together(own, text_heads(attn, normed))
         y, text_y = dispatch(attn, qkv, attention_mask).split([x.shape[1], text.shape[1]], 1)
 
         x = finish(Plain(y), attn.to_out[0], x, gate)
@@ -152,7 +152,8 @@ class HunyuanVideoSingleTransformerBlock(
         x = torch.cat([hidden_states, encoder_hidden_states], 1)
         shift, gain, gate = modulation(self.norm, temb)
         normed = Modulated(x, self.norm.norm, gain, shift)
-        qkv = _rotated(own_heads(self.attn, normed), image_rotary_emb, lengths[0])
+        projected = own_heads(self.attn, normed)
+        qkv = in_two_parts(projected, lengths[0], by_pair(image_rotary_emb), None)
         y = dispatch(self.attn, qkv, attention_mask)
         (hidden,) = read(normed, [self.proj_mlp])
         x = finish(Gelu(hidden, self.act_mlp.approximate, left=y), self.proj_out, x, gate)
@@ -161,19 +162,6 @@ class HunyuanVideoSingleTransformerBlock(
 
     def _get_name(self) -> str:
         return f"Fused{super()._get_name()}"
-
-
-def _rotated(qkv: Heads, rotary: Any, count: int) -> Heads:
-    """Queries and keys of the first ``count`` tokens turned, those of the video."""
-    if rotary is None:
-        return qkv
-    q, k, v = qkv
-    return _turned(q, rotary, count), _turned(k, rotary, count), v
-
-
-def _turned(x: Tensor, rotary: Any, count: int) -> Tensor:
-    turned: Any = apply_rotary_emb(x[:, :count], rotary, sequence_dim=1)
-    return turned if count == x.shape[1] else torch.cat([turned, x[:, count:]], 1)
 
 
 def _is_untouched_double(block: Any) -> bool:

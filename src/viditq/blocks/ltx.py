@@ -3,9 +3,9 @@
 Self-attention with rotary embedding, cross-attention to the caption, feed-forward. A norm (of the
 mean square alone), its modulation and the quantization of what they make are one op; q, k and v are
 one product, as are k and v of the caption; GELU and the quantization for the layer behind it are
-one op; gate and residual are added by the product before them. The norms of q and k and the
-rotation are plain torch, which a compiler makes one pass of. Attention is diffusers', with the
-backend that its processor names.
+one op; gate and residual are added by the product before them; the norm of q or k, across its
+heads, and the rotation, of angles of each head's own, are one op. Attention is diffusers', with
+the backend that its processor names.
 
 The modulation is one for a sample or one for every token.
 
@@ -18,15 +18,12 @@ from typing import Any
 
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers import transformer_ltx
-from diffusers.models.transformers.transformer_ltx import (
-    LTXAttention,
-    LTXVideoAttnProcessor,
-    apply_rotary_emb,
-)
+from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from torch import Tensor
 
 from viditq.blocks.basic import is_plain_mask
 from viditq.blocks.feed_forward import feed, is_plain_feed_forward
+from viditq.blocks.heads import stream, turned
 from viditq.blocks.inputs import Input, Modulated, Plain
 from viditq.blocks.products import asks_for_a_gradient, finish, gains, is_untouched, read
 from viditq.blocks.streams import dispatch, drops_nothing, is_untouched_attention
@@ -34,8 +31,8 @@ from viditq.models.basic_block import SHARED_INPUTS
 
 __all__ = ["LTXVideoTransformerBlock"]
 
-Rotation = tuple[Tensor, Tensor]
-"""cos and sin, (B or 1, S, C) fp32 each."""
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin, (B or 1, S, C) fp32 each, each number twice."""
 
 
 class LTXVideoTransformerBlock(transformer_ltx.LTXVideoTransformerBlock):
@@ -57,7 +54,7 @@ class LTXVideoTransformerBlock(transformer_ltx.LTXVideoTransformerBlock):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         temb: Tensor,
-        image_rotary_emb: Rotation | None = None,
+        image_rotary_emb: Rotary | None = None,
         encoder_attention_mask: Tensor | None = None,
     ) -> Tensor:
         """As the original.
@@ -85,7 +82,7 @@ class LTXVideoTransformerBlock(transformer_ltx.LTXVideoTransformerBlock):
         shift_attn, gain_attn, gate_attn, shift_ff, gain_ff, gate_ff = modulation.unbind(2)
         x = hidden_states
         normed = Modulated(x, self.norm1, gain_attn, shift_attn)
-        y = _attend(self.attn1, normed, normed, rotation=image_rotary_emb)
+        y = _attend(self.attn1, normed, normed, rotary=image_rotary_emb)
         x = finish(y, self.attn1.to_out[0], x, gate_attn)
         y = _attend(self.attn2, Plain(x), Plain(encoder_hidden_states), encoder_attention_mask)
         x = finish(y, self.attn2.to_out[0], x)
@@ -100,7 +97,7 @@ def _attend(
     x: Input,
     context: Input,
     mask: Tensor | None = None,
-    rotation: Rotation | None = None,
+    rotary: Rotary | None = None,
 ) -> Plain:
     """What ``attn`` sees for ``x`` (B, S, C) in the context (B, T, C'), (B, S, C)."""
     if context is x:
@@ -108,10 +105,15 @@ def _attend(
     else:
         (q,) = read(x, [attn.to_q])
         k, v = read(context, [attn.to_k, attn.to_v])
-    q, k = attn.norm_q(q), attn.norm_k(k)
-    if rotation is not None:
-        q, k = apply_rotary_emb(q, rotation), apply_rotary_emb(k, rotation)
-    q, k, v = (each.unflatten(2, (attn.heads, -1)) for each in (q, k, v))
+    rotation = None
+    if rotary is not None:
+        cos, sin = (each.unflatten(2, (attn.heads, -1))[..., ::2] for each in rotary)
+        rotation = cos, sin
+    q, k = (
+        turned(stream(each, norm, attn.heads, rotation, across=True), across=True)
+        for each, norm in ((q, attn.norm_q), (k, attn.norm_k))
+    )
+    v = v.unflatten(2, (attn.heads, -1))
     return Plain(dispatch(attn, (q, k, v), None if mask is None else mask[:, None]))
 
 

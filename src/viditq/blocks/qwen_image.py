@@ -2,8 +2,8 @@
 
 A norm, its modulation and the quantization of what they make are one op; q, k and v are one product
 in each stream; GELU and the quantization for the layer behind it are one op; gate and residual are
-added by the product before them. Norms of the heads and the rotation, of complex numbers, are plain
-torch; attention is diffusers', on the backend that it is set to.
+added by the product before them. Norm of the heads, rotation and, of q or k, the putting together
+of both streams are one op; attention is diffusers', on the backend that it is set to.
 
 Declined, and left to the original forward: other attention processors, projections that diffusers
 has fused, any ``joint_attention_kwargs``, modulation by a second timestep for some of the tokens
@@ -16,17 +16,14 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers import transformer_qwenimage
-from diffusers.models.transformers.transformer_qwenimage import (
-    QwenDoubleStreamAttnProcessor2_0,
-    apply_rotary_emb_qwen,
-)
+from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
 from torch import Tensor, nn
 
 from viditq.blocks.feed_forward import feed, is_plain_feed_forward
+from viditq.blocks.heads import Rotation
 from viditq.blocks.inputs import Modulated, Plain
 from viditq.blocks.products import asks_for_a_gradient, finish, gains, is_untouched
 from viditq.blocks.streams import (
-    Heads,
     clipped,
     dispatch,
     drops_nothing,
@@ -95,10 +92,10 @@ class QwenImageTransformerBlock(transformer_qwenimage.QwenImageTransformerBlock)
         attn, x, text = self.attn, hidden_states, encoder_hidden_states
         shift, gain, gate, *ff = self.img_mod(temb).chunk(6, -1)
         text_shift, text_gain, text_gate, *text_ff = self.txt_mod(temb).chunk(6, -1)
-        own = own_heads(attn, Modulated(x, self.img_norm1, gain, shift))
-        added = text_heads(attn, Modulated(text, self.txt_norm1, text_gain, text_shift))
-        if image_rotary_emb is not None:
-            own, added = _rotated(own, image_rotary_emb[0]), _rotated(added, image_rotary_emb[1])
+        rotation, text_rotation = map(_rotation, image_rotary_emb or (None, None))
+        own = own_heads(attn, Modulated(x, self.img_norm1, gain, shift), rotation)
+        normed = Modulated(text, self.txt_norm1, text_gain, text_shift)
+        added = text_heads(attn, normed, text_rotation)
         mask = _joint_mask(encoder_hidden_states_mask, x)
         y = dispatch(attn, together(added, own), mask)
         text_y, y = y.split([text.shape[1], x.shape[1]], 1)
@@ -115,11 +112,9 @@ class QwenImageTransformerBlock(transformer_qwenimage.QwenImageTransformerBlock)
         return f"Fused{super()._get_name()}"
 
 
-def _rotated(qkv: Heads, turns: Any) -> Heads:
-    """Queries and keys turned by complex numbers (S, D/2)."""
-    q, k, v = qkv
-    turned: Any = [apply_rotary_emb_qwen(each, turns, use_real=False) for each in (q, k)]
-    return turned[0], turned[1], v
+def _rotation(turns: Tensor | None) -> Rotation | None:
+    """Of complex numbers (S, D/2)."""
+    return None if turns is None else (turns.real[None, :, None], turns.imag[None, :, None])
 
 
 def _joint_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:

@@ -3,7 +3,8 @@
 A norm, its modulation (adaLN-zero, DiT, arXiv 2212.09748, section 3.2) and the quantization of what
 they make are one op; q, k and v are one product in each stream, and in the second attention over
 the image that some blocks have; GELU and the quantization for the layer behind it are one op; gate
-and residual are added by the product before them. Attention is torch's, in floating point.
+and residual are added by the product before them. Where heads are normalized, their norm and, of q
+or k, the putting together of both streams are one op. Attention is torch's, in floating point.
 
 Declined, and left to the original forward: other attention processors, projections that diffusers
 has fused, any ``joint_attention_kwargs`` (IP-Adapters among them), chunked feed-forward, active
@@ -100,7 +101,7 @@ class JointTransformerBlock(attention.JointTransformerBlock):
         image = finish(Plain(y), attn.to_out[0], x, gate)
         if second:
             shift, gain, gate = second
-            y = attend(own_heads(self.attn2, Modulated(x, self.norm1.norm, gain, shift)))
+            y = attend(together(own_heads(self.attn2, Modulated(x, self.norm1.norm, gain, shift))))
             image = finish(Plain(y), self.attn2.to_out[0], image, gate)
         image = feed(self.ff, Modulated(image, self.norm2, ff_gain, ff_shift), image, ff_gate)
         if not text_rest:

@@ -13,20 +13,24 @@ import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
+from viditq.blocks.heads import Rotation, stream, turned
 from viditq.blocks.inputs import Input, over_tokens
 from viditq.blocks.joint import multiply
 from viditq.blocks.products import is_untouched, read, takes_codes
 from viditq.nn import QuantLinear
+from viditq.ops import Stream
 
 __all__ = [
     "Heads",
     "OneAfterAnother",
+    "Projected",
     "attend",
     "clipped",
     "dispatch",
     "drops_nothing",
     "finish_each",
     "heads",
+    "in_two_parts",
     "is_untouched_attention",
     "is_untouched_norm",
     "modulation",
@@ -37,6 +41,9 @@ __all__ = [
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values, (B, S, H, D) each."""
+
+Projected = tuple[Stream, Stream, Tensor]
+"""The same of one stream, with what queries and keys are still to go through."""
 
 LARGEST_HALF = 65504
 """What diffusers clips fp16 to."""
@@ -106,27 +113,56 @@ def modulation(norm: Any, temb: Tensor) -> tuple[Tensor, ...]:
     return y.split(norm.norm.normalized_shape[0], 1)
 
 
-def own_heads(attn: Any, x: Input) -> Heads:
+def own_heads(attn: Any, x: Input, rotation: Rotation | None = None) -> Projected:
     """Of ``x`` (B, S, C), the stream that has the usual names in ``attn``."""
-    return heads(attn, read(x, [attn.to_q, attn.to_k, attn.to_v]), attn.norm_q, attn.norm_k)
+    projected = read(x, [attn.to_q, attn.to_k, attn.to_v])
+    return heads(attn, projected, attn.norm_q, attn.norm_k, rotation)
 
 
-def text_heads(attn: Any, x: Input) -> Heads:
+def text_heads(attn: Any, x: Input, rotation: Rotation | None = None) -> Projected:
     """Of ``x`` (B, S, C), the stream that was added."""
     projected = read(x, [attn.add_q_proj, attn.add_k_proj, attn.add_v_proj])
-    return heads(attn, projected, attn.norm_added_q, attn.norm_added_k)
+    return heads(attn, projected, attn.norm_added_q, attn.norm_added_k, rotation)
 
 
-def heads(attn: Any, projected: Sequence[Tensor], norm_q: Any, norm_k: Any) -> Heads:
-    """q, k and v, (B, S, H·D) each, by head; queries and keys normalized if there are norms."""
-    q, k, v = (each.unflatten(-1, (attn.heads, -1)) for each in projected)
-    return q if norm_q is None else norm_q(q), k if norm_k is None else norm_k(k), v
+def heads(
+    attn: Any,
+    projected: Sequence[Tensor],
+    norm_q: Any,
+    norm_k: Any,
+    rotation: Rotation | None = None,
+) -> Projected:
+    """q, k and v, (B, S, H·D) each, by head; norms are of a head, or ``None``."""
+    q, k, v = projected
+    return (
+        stream(q, norm_q, attn.heads, rotation),
+        stream(k, norm_k, attn.heads, rotation),
+        v.unflatten(-1, (attn.heads, -1)),
+    )
 
 
-def together(first: Heads, second: Heads) -> Heads:
-    """Of two streams, (B, S + T, H, D) each."""
-    q, k, v = (torch.cat(pair, 1) for pair in zip(first, second, strict=True))
-    return q, k, v
+def together(first: Projected, second: Projected | None = None) -> Heads:
+    """Of one stream, or of two, one behind the other, (B, S + T, H, D) each."""
+    if second is None:
+        return turned(first[0]), turned(first[1]), first[2]
+    q, k = (turned(a, b) for a, b in zip(first[:2], second[:2], strict=True))
+    return q, k, torch.cat([first[2], second[2]], 1)
+
+
+def in_two_parts(
+    qkv: Projected, count: int, first: Rotation | None, second: Rotation | None
+) -> Heads:
+    """Of one stream, whose first ``count`` tokens rotate otherwise than those behind them."""
+    if first is None and second is None:
+        return together(qkv)
+    q, k = (
+        turned(
+            each._replace(x=each.x[:, :count], rotation=first),
+            each._replace(x=each.x[:, count:], rotation=second),
+        )
+        for each in qkv[:2]
+    )
+    return q, k, qkv[2]
 
 
 def attend(qkv: Heads, bias: Tensor | None = None) -> Tensor:

@@ -4,8 +4,8 @@ Self-attention with rotary embedding, cross-attention to the caption and, in ima
 2.1, to the image, feed-forward. A norm, its modulation and the quantization of what they make are
 one op; q, k and v are one product, as are k and v of the caption and of the image; GELU and the
 quantization for the layer behind it are one op; gate and residual are added by the product before
-them. The norms of q and k and the rotation are plain torch, which a compiler makes one pass of.
-Attention is diffusers', with the backend that its processor names, in floating point on views.
+them; the norm of q or k, across its heads, and the rotation are one op. Attention is diffusers',
+with the backend that its processor names, in floating point on views.
 
 The modulation is in fp32, one for a sample or, in Wan 2.2's 5B model, one for every token.
 
@@ -25,6 +25,7 @@ from diffusers.models.transformers import transformer_wan
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
 
+from viditq.blocks.heads import Rotation, stream, turned
 from viditq.blocks.inputs import Gelu, Input, ModulatedInFp32, Plain
 from viditq.blocks.products import finish, gains, is_untouched, read
 from viditq.models.wan import SHARED_INPUTS
@@ -33,8 +34,6 @@ __all__ = ["WanTransformerBlock"]
 
 CAPTION_TOKENS = 512
 """Every caption is padded to as many; tokens before them are those of the image."""
-
-Rotation = tuple[Tensor, Tensor]
 
 
 class WanTransformerBlock(transformer_wan.WanTransformerBlock):
@@ -61,7 +60,7 @@ class WanTransformerBlock(transformer_wan.WanTransformerBlock):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         temb: Tensor,
-        rotary_emb: Rotation | None,
+        rotary_emb: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """As the original.
 
@@ -93,7 +92,8 @@ class WanTransformerBlock(transformer_wan.WanTransformerBlock):
         shift_attn, gain_attn, gate_attn, shift_ff, gain_ff, gate_ff = modulation.unbind(-2)
         x = hidden_states
         normed = ModulatedInFp32(x, self.norm1, gain_attn, shift_attn)
-        attended = _attend_itself(self.attn1, normed, rotary_emb)
+        rotation = rotary_emb and (rotary_emb[0][..., ::2], rotary_emb[1][..., 1::2])
+        attended = _attend_itself(self.attn1, normed, rotation)
         x = finish(attended, self.attn1.to_out[0], x, gate_attn)
         normed = Plain(x) if isinstance(self.norm2, nn.Identity) else ModulatedInFp32(x, self.norm2)
         attended = _attend_prompt(self.attn2, normed, encoder_hidden_states)
@@ -109,9 +109,8 @@ class WanTransformerBlock(transformer_wan.WanTransformerBlock):
 def _attend_itself(attn: Any, x: Input, rotation: Rotation | None) -> Plain:
     """What ``attn`` sees in the tokens ``x`` (B, S, C) themselves, (B, S, C)."""
     q, k, v = read(x, [attn.to_q, attn.to_k, attn.to_v])
-    q, k, v = _heads(attn, attn.norm_q(q), attn.norm_k(k), v)
-    if rotation is not None:
-        q, k = _rotated(q, rotation), _rotated(k, rotation)
+    q = _normed(attn, q, attn.norm_q, rotation)
+    k = _normed(attn, k, attn.norm_k, rotation)
     return Plain(_attention(attn, q, k, v, attn.processor._parallel_config))
 
 
@@ -120,31 +119,23 @@ def _attend_prompt(attn: Any, x: Input, prompt: Tensor) -> Plain:
     both = attn.add_k_proj is not None
     first = prompt.shape[1] - CAPTION_TOKENS if both else 0
     (q,) = read(x, [attn.to_q])
-    q = attn.norm_q(q)
+    q = _normed(attn, q, attn.norm_q)
     k, v = read(Plain(prompt[:, first:]), [attn.to_k, attn.to_v])
-    y = _attention(attn, *_heads(attn, q, attn.norm_k(k), v))
+    y = _attention(attn, q, _normed(attn, k, attn.norm_k), v)
     if both:
         k, v = read(Plain(prompt[:, :first]), [attn.add_k_proj, attn.add_v_proj])
-        y = y + _attention(attn, *_heads(attn, q, attn.norm_added_k(k), v))
+        y = y + _attention(attn, q, _normed(attn, k, attn.norm_added_k), v)
     return Plain(y)
 
 
-def _heads(attn: Any, *projected: Tensor) -> list[Tensor]:
-    """Each (B, S, H·D) -> (B, S, H, D)."""
-    return [each.unflatten(-1, (attn.heads, -1)) for each in projected]
-
-
-def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
-    """``x`` (B, S, H, D), each pair of neighbours turned by its angle."""
-    cos, sin = rotation[0][..., ::2, None], rotation[1][..., 1::2, None]
-    signs = torch.arange(-1, 2, 2, device=x.device)
-    # A compiler reads a flip in place; two halves that are put together, it would write apart.
-    pairs = x.unflatten(-1, (-1, 2))
-    return (pairs * cos + pairs.flip(-1) * (signs * sin)).flatten(-2).type_as(x)
+def _normed(attn: Any, x: Tensor, norm: Any, rotation: Rotation | None = None) -> Tensor:
+    """Queries or keys (B, S, H·D) -> (B, S, H, D), normalized across all heads, and rotated."""
+    return turned(stream(x, norm, attn.heads, rotation, across=True), across=True)
 
 
 def _attention(attn: Any, q: Tensor, k: Tensor, v: Tensor, parallel: Any = None) -> Tensor:
-    """q (B, S, H, D), k and v (B, T, H, D) -> (B, S, H·D)."""
+    """q (B, S, H, D), k (B, T, H, D) and v (B, T, H·D) -> (B, S, H·D)."""
+    v = v.unflatten(-1, (attn.heads, -1))
     backend = attn.processor._attention_backend
     y = dispatch_attention_fn(q, k, v, backend=backend, parallel_config=parallel)
     return y.flatten(2).type_as(q)

@@ -17,6 +17,7 @@ from viditq.ops.int4_linear import int4_linear
 from viditq.ops.int8_linear import int8_linear
 from viditq.ops.joint_linear import joint_linear
 from viditq.ops.norm_quantize import norm_quantize
+from viditq.ops.norm_rotate import Stream, norm_rotate
 from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
 from viditq.ops.quantize_rows import balance_rows, quantize_rows
 from viditq.ops.registration import BACKENDS, fastest_backend, use_backend
@@ -24,6 +25,7 @@ from viditq.ops.round_columns import round_columns
 
 __all__ = [
     "BACKENDS",
+    "Stream",
     "balance_rows",
     "block_hadamard",
     "fastest_backend",
@@ -33,6 +35,7 @@ __all__ = [
     "int8_linear",
     "joint_linear",
     "norm_quantize",
+    "norm_rotate",
     "pack_int4",
     "pack_int6",
     "quantize_rows",
