@@ -186,7 +186,7 @@ def test_measured_for_real(losing, monkeypatch):
     tuning = tune_(model, lambda: output(model))
     assert all(v.is_timed for v in tuning.layers)
     for verdict in tuning.layers:
-        slower = verdict.bf16_ms <= (1 - tune.MARGIN) * verdict.ours_ms
+        slower = verdict.all_bf16_ms <= (1 - tune.MARGIN) * verdict.all_ours_ms
         assert (verdict.verdict == "bf16") == slower
     lost = sum(v.layers for v in tuning.layers if v.verdict == "bf16")
     assert len(tuning.replaced) == len(restored(model)) == lost

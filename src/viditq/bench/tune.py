@@ -130,11 +130,10 @@ def tune_(model: nn.Module, run: Callable[[], Any], *, track: Track = quiet) -> 
         verdict = _verdict(model, groups, seen[groups[0][0].name], lacks)
         verdicts.append(verdict)
         if verdict.verdict == "bf16":
+            refuse_saving_(model)
             names = [info.name for group in groups for info in group]
             added += sum(_restore_(model, name, seen[name].dtype) for name in names)
             replaced += names
-    if replaced:
-        refuse_saving_(model)
     return Tuning(
         transformer=type(model).__name__,
         device=_called(device),
