@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from viditq.bench import tune_
     from viditq.blocks import fuse_, unfuse_
     from viditq.calibration import CalibrationSet, observe, observe_gradients
     from viditq.checkpoint import inspect
@@ -72,6 +73,7 @@ __all__ = [
     "register",
     "register_adapter",
     "release_",
+    "tune_",
     "unfuse_",
 ]
 
@@ -111,6 +113,7 @@ _HOMES = {
     "register": "pipelines",
     "register_adapter": "models",
     "release_": "graphs",
+    "tune_": "bench",
     "unfuse_": "blocks",
 }
 

@@ -23,7 +23,7 @@ from viditq.diagnostics import LayerDiagnostics
 from viditq.errors import CheckpointError
 from viditq.files import write_atomic
 from viditq.models import adapter_for, loaded_dtype, transformer_class
-from viditq.nn import EXACT_TENSORS, QuantLinear, replace_
+from viditq.nn import EXACT_TENSORS, QuantLinear, refuse_restored, replace_
 from viditq.plan import Plan, validation_sentence
 
 __all__ = [
@@ -131,7 +131,11 @@ def save(
         provenance: where the checkpoint comes from.
         dtype: cast what is outside the quantized layers to it, in place, but for what diffusers
             keeps in fp32 of such a model; ``None`` leaves it.
+
+    Raises:
+        CheckpointError: the model was tuned (:func:`viditq.tune_`).
     """
+    refuse_restored(model)
     folder = Path(folder)
     config = QuantizationConfig(plan=plan.to_json(), provenance=provenance)
     set_config(model, config)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from checks import refuses
-from viditq.bench import BenchResult, bench_models, random_models
+from viditq.bench import BenchResult, bench_models, random_models, tune
 from viditq.bench.variants import VARIANTS, variants_named
 from viditq.errors import InputError
 from viditq.nn import QuantLinear
@@ -91,6 +91,27 @@ def test_fused(kind):
     for model in ("small-pixart", "small-wan"):
         for row in run(kind, model, fused):
             assert row.timing is not None, row.skipped
+
+
+@pytest.mark.parametrize("kind", ["blocks", "denoisers"])
+def test_tuned(kind, monkeypatch):
+    """Where 16 bits always win, all layers take them; their weights are counted."""
+
+    def judge(shape, *_):
+        return shape.model_copy(update={"verdict": "bf16", "bf16_ms": 1.0, "ours_ms": 2.0})
+
+    monkeypatch.setattr(tune, "judge", judge)
+    monkeypatch.setattr(tune, "_declined", lambda *_: None)
+    monkeypatch.setattr(tune, "obstacle_on", lambda device: None)
+    tuned = VARIANTS["w8a8-fused-tuned-graph"]
+    assert dataclasses.replace(tuned, name="", tuned=False) == dataclasses.replace(
+        VARIANTS["w8a8-fused-graph"], name=""
+    )
+    monkeypatch.setitem(VARIANTS, tuned.name, dataclasses.replace(tuned, graph=False))
+    rows = run(kind, "small-pixart", ("bf16", "w8a8-fused", tuned.name))
+    floats, quantized, restored = rows
+    assert restored.timing is not None, restored.skipped
+    assert restored.weight_bytes == floats.weight_bytes > quantized.weight_bytes
 
 
 def test_blocks_that_return_two_tensors():

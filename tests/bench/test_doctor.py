@@ -5,10 +5,11 @@ import torch
 
 import tiny
 from checks import refuses
-from viditq.bench import diagnose, doctor
-from viditq.bench.doctor import LayerVerdict
+from viditq.bench import diagnose, doctor, verdicts
+from viditq.bench.random_models import quantized_at_random
+from viditq.bench.verdicts import LayerVerdict
+from viditq.blocks import products as products_module
 from viditq.errors import InputError, PipelineError
-from viditq.nn import QuantLinear
 from viditq.plan import LayerPlan
 
 CPU = torch.device("cpu")
@@ -21,24 +22,33 @@ def shapes(diagnosis):
 
 def test_image_pipeline(floats):
     diagnosis = diagnose(floats["image"], "cpu")
-    square = ("self_attn.qkv", "self_attn.out", "cross_attn.q", "cross_attn.out")
+    square = ("self_attn.out", "cross_attn.q", "cross_attn.out")
     assert shapes(diagnosis) == {
-        (2 * 16, 32, 32): (square, 2 * 6),
-        (2 * 300, 32, 32): (("cross_attn.kv",), 2 * 2),
+        (2 * 16, 3 * 32, 32): (("self_attn.qkv",), 2 * 3),
+        (2 * 16, 32, 32): (square, 2 * 3),
+        (2 * 300, 2 * 32, 32): (("cross_attn.kv",), 2 * 2),
         (2 * 16, 128, 32): (("ffn.up",), 2),
         (2 * 16, 32, 128): (("ffn.down",), 2),
     }
     assert diagnosis.sentence.startswith("There is no GPU to measure")
     assert all(v.verdict is v.bf16_ms is v.ours_ms is None for v in diagnosis.layers)
     table = diagnosis.table()
-    assert len(table.rows) == 4
+    assert len(table.rows) == 5
+    assert table.rows[0][:3] == ("self_attn.qkv", "2 × 3", "32 × 96 × 32")
     assert "32 × 128 × 32" in table.to_markdown()
+
+
+def test_blocks_without_a_fused_form_multiply_layer_by_layer(floats, monkeypatch):
+    monkeypatch.setattr(doctor, "has_fused_form", lambda block: False)
+    diagnosis = diagnose(floats["image"], "cpu")
+    assert shapes(diagnosis)[2 * 16, 32, 32][1] == 2 * 6
+    assert {v.readers for v in diagnosis.layers} == {1}
 
 
 def test_video_pipeline(floats):
     found = shapes(diagnose(floats["video"], "cpu"))
     assert found[2 * 2 * 16, 128, 32] == (("ffn.up",), 2)
-    assert found[2 * 2 * 120, 32, 32] == (("cross_attn.kv",), 2)
+    assert found[2 * 2 * 120, 64, 32] == (("cross_attn.kv",), 2)
 
 
 def test_open_sora_shows_its_caption_once(tmp_path):
@@ -89,8 +99,9 @@ def test_no_gpu_where_one_is_asked_for(floats, monkeypatch):
     assert diagnosis.layers
 
 
-def verdict(m=8, n=48, k=32):
-    return LayerVerdict(roles=("ffn.up",), layers=3, m=m, n=n, k=k, weight="int8")
+def verdict(m=8, n=48, k=32, **others):
+    settings = {"roles": ("ffn.up",), "layers": 3, "m": m, "n": n, "k": k, "weight": "int8"}
+    return LayerVerdict(**settings | others)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +114,45 @@ def verdict(m=8, n=48, k=32):
     ],
 )
 def test_measuring(plan):
-    measured = doctor.measure_shape(verdict(), plan, CPU, None)
+    measured = doctor.measure_shape(verdict(), [(48, plan)], CPU, None)
     assert measured.bf16_ms > 0
     assert measured.ours_ms > 0
     assert (measured.verdict == "int8") == (measured.ours_ms < measured.bf16_ms)
     assert (measured.verdict == "int8") == (measured.reason is None)
+
+
+def take_ms(monkeypatch, bf16, ours):
+    """Let layers take so long."""
+    times = iter((bf16, ours))
+    timing = type(
+        "Timing", (), {"__init__": lambda self, *_: vars(self).update(median_ms=next(times))}
+    )
+    monkeypatch.setattr(verdicts, "measure", timing)
+
+
+@pytest.mark.parametrize(("ours", "expected"), [(1.04, "int8"), (1.06, "bf16")])
+def test_a_margin(monkeypatch, ours, expected):
+    take_ms(monkeypatch, 1.0, ours)
+    linear, x = torch.nn.Linear(32, 48), torch.randn(8, 32)
+    quantized = quantized_at_random(linear, PLAN, x)
+    judged = verdicts.judge(verdict(), x, [quantized], [linear], margin=0.05)
+    assert judged.verdict == expected
+
+
+def test_readers_of_one_input_are_quantized_and_multiplied_once(monkeypatch):
+    products = []
+
+    def counted(*args, **kwargs):
+        products.append(args[2])
+        return read_products(*args, **kwargs)
+
+    read_products = products_module.multiply
+    monkeypatch.setattr(products_module, "multiply", counted)
+    shape = verdict(n=32 + 8, layers=4, readers=2)
+    measured = doctor.measure_shape(shape, [(32, PLAN), (8, PLAN)], CPU, None)
+    assert measured.is_timed
+    assert {tuple(layer.out_features for layer in layers) for layers in products} == {(32, 8)}
+    assert measured.all_ours_ms == 2 * measured.ours_ms
 
 
 @pytest.mark.parametrize(
@@ -119,21 +164,15 @@ def test_measuring(plan):
     ],
 )
 def test_reasons_for_bf16(monkeypatch, m, obstacle, reason):
-    times = iter((1.0, 2.0))  # bf16, ours
-
-    class Slower:
-        def __init__(self, *_):
-            self.median_ms = next(times)
-
-    monkeypatch.setattr(doctor, "measure", Slower)
-    measured = doctor.measure_shape(verdict(m, 8, 16), PLAN, CPU, obstacle)
+    take_ms(monkeypatch, 1.0, 2.0)
+    measured = doctor.measure_shape(verdict(m, 8, 16), [(8, PLAN)], CPU, obstacle)
     assert measured.verdict == "bf16"
     assert measured.reason.startswith(reason)
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch):
-    monkeypatch.setattr(QuantLinear, "forward", lambda self, x: x.new_zeros(len(x), 48))
-    measured = doctor.measure_shape(verdict(), PLAN, CPU, None)
+    monkeypatch.setattr(verdicts, "read", lambda x, layers: [x.values().new_zeros(8, 48)])
+    measured = doctor.measure_shape(verdict(), [(48, PLAN)], CPU, None)
     assert (measured.verdict, measured.bf16_ms, measured.ours_ms) == ("bf16", None, None)
     assert "wrong result" in measured.reason
 
@@ -152,6 +191,8 @@ def test_sentence_adds_up():
         "3 of 6 layers get faster on H200: all block linears of a step take 9.00 ms in bf16 and "
         "6.00 ms with these verdicts (1.50×)."
     )
+    assert "viditq.tune_" in diagnosis.advice
+    assert diagnosis.model_copy(update={"layers": tuple(timed[:1])}).advice is None
     assert [row[-1] for row in diagnosis.table().rows] == ["int8", "bf16 — slow"]
 
 

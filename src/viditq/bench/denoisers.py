@@ -22,6 +22,7 @@ from viditq.bench.random_models import attention_kernels, build, largest_inputs
 from viditq.bench.record import CannotRun, collect, explain, guarded, origin
 from viditq.bench.results import BenchResult, ModelRow, Row
 from viditq.bench.timing import clear_memory, compiling, measure, peak_memory, wall_s
+from viditq.bench.tune import tune_
 from viditq.bench.variants import Variant, prepare_, variants_named
 from viditq.graphs import capture_, is_captured
 from viditq.ops import fastest_backend, use_backend
@@ -165,6 +166,7 @@ class _CaseBench:
             model = self._build()
             amax = None if variant.plan is None else reference.amax.get(variant.plan)
             prepared = prepare_(model, variant, tuple(self.case.blocks), amax)
+            added = self._tune_(model, reference) if variant.tuned else 0
         except Exception as error:
             yield from self._skipped(variant, explain(error))
             return
@@ -174,13 +176,22 @@ class _CaseBench:
                 op=variant.name,
                 model=self.case.name,
                 part=part,
-                weight_bytes=prepared.weight_bytes,
+                weight_bytes=prepared.weight_bytes and prepared.weight_bytes + added,
                 fused_blocks=prepared.fused_blocks,
             )
             module = self._module(model, part)
             if variant.graph is not False:
                 capture_(module)
             yield guarded(row, partial(self._timed, module, part, variant, reference))
+
+    def _tune_(self, model: nn.Module, reference: _Reference) -> int:
+        """Tune the model for what is timed; returns the bytes that its weights take more."""
+
+        def run() -> None:
+            for part in self.parts:
+                _run(self._module(model, part), reference.arguments[part])
+
+        return tune_(model, run).added_bytes
 
     @torch.no_grad()
     def _timed(

@@ -1,37 +1,36 @@
 """``viditq doctor``: which linear layers of a pipeline get faster on this device, and why not.
 
-The transformer is made from its configuration without weights; its block linears are grouped by
-shape, and each shape is measured once, with random numbers: ``F.linear`` in bf16 against a
-quantized layer (quantize the tokens, multiply the codes) as it would stand in the model. It says
-nothing about attention, norms and the rest, nor about what fusing ops gains on top.
+The transformer is made from its configuration without weights; its block linears are grouped by the
+input that they read, as a fused block multiplies them (q, k and v of one input are one row), and
+inputs by shape. Each shape is measured once, with random numbers: ``F.linear`` in bf16 for each
+layer against quantizing the tokens and multiplying the codes. It says nothing about attention,
+norms and the rest, nor about what fusing them gains on top. :mod:`viditq.bench.tune` measures a
+model in hand likewise and acts on it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from viditq import checkpoint
-from viditq.bench.checks import near
 from viditq.bench.random_models import quantized_at_random
 from viditq.bench.record import explain
-from viditq.bench.tables import NOTHING, TextTable
-from viditq.bench.timing import clear_memory, measure
+from viditq.bench.tables import TextTable
+from viditq.bench.verdicts import LayerVerdict, judge, readers, shape_of, verdict_table
+from viditq.blocks import has_fused_form
 from viditq.errors import PipelineError
 from viditq.models import LayerInfo, adapter_for, transformer_class
-from viditq.ops import fastest_backend, use_backend
 from viditq.pipelines.families import TRANSFORMER, family_named
 from viditq.pipelines.sources import read_index, resolve, resolve_device
-from viditq.plan import LayerPlan, Plan
+from viditq.plan import LayerPlan, Plan, Value
 from viditq.progress import Track, quiet
 
-__all__ = ["Diagnosis", "LayerVerdict", "diagnose"]
+__all__ = ["Diagnosis", "diagnose", "obstacle_on"]
 
 BRANCHES = {"batched": 2, "separate": 1, "embedded": 1}
 """On how many branches of guidance a call runs together."""
@@ -83,44 +82,13 @@ BOTH_STREAMS = "single_transformer_blocks."
 INT8_TENSOR_CORES = (7, 5)
 """First compute capability that has them."""
 
-FEW_TOKENS = 1024
-"""Below, a product waits for its weight, not for arithmetic."""
+Layers = Sequence[tuple[int, LayerPlan]]
+"""Features out and plan of each reader of one input."""
 
 DEFAULT_PLAN = LayerPlan(smooth=0.5, hadamard=128)
-LARGEST_ERROR = 0.5
-BUDGET_S = 0.3
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LayerVerdict(_Value):
-    """All layers of one shape.
-
-    Attributes:
-        roles: that have this shape.
-        layers: how many there are in the transformer.
-        m, n, k: tokens of a call, features out, features in.
-        weight: format of the quantized weight.
-        bf16_ms, ours_ms: of one layer; None when nothing was measured.
-        verdict: what to compute with here; None when nothing was measured.
-        reason: why bf16.
-    """
-
-    roles: tuple[str, ...]
-    layers: int
-    m: int
-    n: int
-    k: int
-    weight: str
-    bf16_ms: float | None = None
-    ours_ms: float | None = None
-    verdict: Literal["int8", "bf16"] | None = None
-    reason: str | None = None
-
-
-class Diagnosis(_Value):
+class Diagnosis(Value):
     """What the doctor found. ``obstacle`` is what this device lacks, in one sentence."""
 
     pipeline: str
@@ -132,13 +100,10 @@ class Diagnosis(_Value):
     @property
     def sentence(self) -> str:
         """The result in one line."""
-        timed = [v for v in self.layers if v.bf16_ms is not None and v.ours_ms is not None]
+        timed = [v for v in self.layers if v.is_timed]
         if not timed:
             return self.obstacle or "Nothing could be measured."
-        before = sum(v.layers * (v.bf16_ms or 0.0) for v in timed)
-        after = sum(
-            v.layers * ((v.ours_ms if v.verdict == "int8" else v.bf16_ms) or 0.0) for v in timed
-        )
+        before, after = sum(v.all_bf16_ms for v in timed), sum(v.all_ms for v in timed)
         faster = sum(v.layers for v in timed if v.verdict == "int8")
         text = (
             f"{faster} of {sum(v.layers for v in self.layers)} layers get faster on {self.device}: "
@@ -147,24 +112,19 @@ class Diagnosis(_Value):
         )
         return text if self.obstacle is None else f"{text} {self.obstacle}"
 
+    @property
+    def advice(self) -> str | None:
+        """What to do about layers that get slower, in one sentence; None if there are none."""
+        if not any(v.is_timed and v.verdict == "bf16" for v in self.layers):
+            return None
+        return (
+            "viditq.tune_(transformer, run) lets the layers of a loaded pipeline that get slower "
+            "compute in bf16."
+        )
+
     def table(self) -> TextTable:
         """One row per shape."""
-        return TextTable(
-            f"{self.pipeline} ({self.transformer})",
-            ("role", "layers", "M × N × K", "bf16 ms", "ours ms", "ratio", "verdict"),
-            tuple(
-                (
-                    ", ".join(v.roles),
-                    str(v.layers),
-                    f"{v.m} × {v.n} × {v.k}",
-                    NOTHING if v.bf16_ms is None else f"{v.bf16_ms:.3f}",
-                    NOTHING if v.ours_ms is None else f"{v.ours_ms:.3f}",
-                    NOTHING if not (v.bf16_ms and v.ours_ms) else f"{v.bf16_ms / v.ours_ms:.2f}×",
-                    " — ".join(filter(None, (v.verdict, v.reason))) or NOTHING,
-                )
-                for v in self.layers
-            ),
-        )
+        return verdict_table(f"{self.pipeline} ({self.transformer})", self.layers)
 
 
 def diagnose(
@@ -193,12 +153,13 @@ def diagnose(
     model, plans = _describe(folder / TRANSFORMER)
     infos = adapter_for(model).layers(model)
     counts = _token_counts(model, str(index["_class_name"]), tokens)
-    planned = _by_shape((infos[name] for name in plans), plans, counts)
+    groups = readers(model, (infos[name] for name in plans), has_fused_form)
+    planned = _by_shape(groups, plans, counts)
     where = _gpu(device)
-    obstacle = _obstacle(where)
+    obstacle = obstacle_on(where)
     verdicts = [
-        shape if where is None else measure_shape(shape, plan, where, obstacle)
-        for shape, plan in track(planned, "shapes", len(planned))
+        shape if where is None else measure_shape(shape, layers, where, obstacle)
+        for shape, layers in track(planned, "shapes", len(planned))
     ]
     return Diagnosis(
         pipeline=str(source),
@@ -254,31 +215,27 @@ def _reads(info: LayerInfo) -> str:
 
 
 def _by_shape(
-    infos: Iterable[LayerInfo], plans: Mapping[str, LayerPlan], counts: Mapping[str, int]
-) -> list[tuple[LayerVerdict, LayerPlan]]:
-    """Layers of one shape and weight format together, not yet measured."""
-    groups: dict[tuple[int, int, int, str], list[LayerInfo]] = {}
-    for info in infos:
-        m = counts[_reads(info)]
-        key = (m, info.out_features, info.in_features, plans[info.name].weight)
-        groups.setdefault(key, []).append(info)
+    groups: Iterable[Sequence[LayerInfo]],
+    plans: Mapping[str, LayerPlan],
+    counts: Mapping[str, int],
+) -> list[tuple[LayerVerdict, Layers]]:
+    """Readers of inputs of one shape with weights of one format together, not yet measured."""
+    alike: dict[object, list[Sequence[LayerInfo]]] = {}
+    for group in groups:
+        weights = tuple((info.out_features, plans[info.name].weight) for info in group)
+        alike.setdefault((counts[_reads(group[0])], group[0].in_features, weights), []).append(
+            group
+        )
     return [
         (
-            LayerVerdict(
-                roles=tuple(dict.fromkeys(info.role for info in members)),
-                layers=len(members),
-                m=m,
-                n=n,
-                k=k,
-                weight=weight,
-            ),
-            plans[members[0].name],
+            shape_of(members, counts[_reads(members[0][0])], plans),
+            [(info.out_features, plans[info.name]) for info in members[0]],
         )
-        for (m, n, k, weight), members in groups.items()
+        for members in alike.values()
     ]
 
 
-def _obstacle(device: torch.device | None) -> str | None:
+def obstacle_on(device: torch.device | None) -> str | None:
     """What keeps this device from being fast, in one sentence."""
     if device is None:
         return "There is no GPU to measure: on a CPU no layer gets faster, only smaller."
@@ -290,34 +247,17 @@ def _obstacle(device: torch.device | None) -> str | None:
     return None
 
 
-@torch.no_grad()
 def measure_shape(
-    shape: LayerVerdict, plan: LayerPlan, device: torch.device, obstacle: str | None
+    shape: LayerVerdict, layers: Layers, device: torch.device, obstacle: str | None
 ) -> LayerVerdict:
-    """``shape`` with times on ``device`` and the verdict."""
-    clear_memory(device)
+    """``shape`` with times on ``device`` and the verdict; the weights are random numbers."""
     try:
-        linear = nn.Linear(shape.k, shape.n, device=device, dtype=torch.bfloat16)
         x = torch.randn(shape.m, shape.k, device=device, dtype=torch.bfloat16)
-        quantized = quantized_at_random(linear, plan, x)
-        bf16 = measure(lambda: F.linear(x, linear.weight, linear.bias), device, BUDGET_S).median_ms
-        with use_backend(fastest_backend(device)):
-            near(quantized(x), linear(x), LARGEST_ERROR)
-            ours = measure(lambda: quantized(x), device, BUDGET_S).median_ms
+        floats = [nn.Linear(shape.k, n, device=device, dtype=torch.bfloat16) for n, _ in layers]
+        quantized = [
+            quantized_at_random(linear, plan, x)
+            for linear, (_, plan) in zip(floats, layers, strict=True)
+        ]
     except Exception as error:
         return shape.model_copy(update={"verdict": "bf16", "reason": explain(error)})
-    reason = None if ours < bf16 else obstacle or _why_slower(shape)
-    return shape.model_copy(
-        update={
-            "bf16_ms": bf16,
-            "ours_ms": ours,
-            "verdict": "int8" if reason is None else "bf16",
-            "reason": reason,
-        }
-    )
-
-
-def _why_slower(shape: LayerVerdict) -> str:
-    if shape.m < FEW_TOKENS:
-        return f"too few tokens ({shape.m}): the product is short, and launching it costs the same"
-    return f"quantizing costs more than the product saves at N = {shape.n}, K = {shape.k}"
+    return judge(shape, x, quantized, floats, obstacle)

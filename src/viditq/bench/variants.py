@@ -27,6 +27,7 @@ class Variant:
         fused: blocks run with viditq's fused ops; None: those that have a fused form.
         compiled: each repeated block is compiled, once for all that are alike.
         graph: what is timed replays a CUDA graph; None: if it can be captured.
+        tuned: layers that are slower than bf16 compute in bf16.
         peer: torchao's kind of quantization.
         error: largest relative error of the output, against bf16.
     """
@@ -36,6 +37,7 @@ class Variant:
     fused: bool | None = False
     compiled: bool = False
     graph: bool | None = False
+    tuned: bool = False
     peer: str | None = None
     error: float = 0.1
 
@@ -59,6 +61,7 @@ _ALL = (
     Variant("w8a8-fused", _W8A8, fused=True),
     Variant("w8a8-fused-compiled", _W8A8, fused=True, compiled=True),
     Variant("w8a8-fused-graph", _W8A8, fused=True, graph=True),
+    Variant("w8a8-fused-tuned-graph", _W8A8, fused=True, graph=True, tuned=True),
     Variant("w8a8-unbalanced", _UNBALANCED),
     Variant("w8a8-fused-unbalanced", _UNBALANCED, fused=True),
     Variant("w8a8-fused-unbalanced-graph", _UNBALANCED, fused=True, graph=True),

@@ -20,7 +20,7 @@ from torch import nn
 
 from viditq.ops import fastest_backend
 
-__all__ = ["fuse_", "is_faster", "unfuse_"]
+__all__ = ["fuse_", "has_fused_form", "is_faster", "is_fused", "unfuse_"]
 
 
 def fuse_(model: nn.Module) -> int:
@@ -50,6 +50,16 @@ def unfuse_(model: nn.Module) -> int:
     for block in blocks:
         block.__class__ = originals[type(block)]
     return len(blocks)
+
+
+def is_fused(block: nn.Module) -> bool:
+    """Whether ``block`` is one that :func:`fuse_` has fused."""
+    return type(block) in _twins().values()
+
+
+def has_fused_form(block: nn.Module) -> bool:
+    """Whether :func:`fuse_` knows the class of ``block``, or has fused it already."""
+    return type(block) in _twins() or is_fused(block)
 
 
 def _twins() -> dict[type, Any]:

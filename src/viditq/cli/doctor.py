@@ -42,3 +42,5 @@ def doctor(
         write_json(json, diagnosis.model_dump(mode="json"))
         say(*speed_tables([diagnosis.table()]))
         say(diagnosis.sentence)
+        if diagnosis.advice is not None:
+            say(diagnosis.advice)

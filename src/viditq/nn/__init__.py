@@ -3,6 +3,7 @@
 from viditq.nn.fp8 import Fp8Linear
 from viditq.nn.linear import EXACT_TENSORS, FP32_TENSORS, QuantLinear
 from viditq.nn.replace import empty_like, planned_layers, replace_
+from viditq.nn.restored import RestoredLinear, refuse_restored, refuse_saving_
 from viditq.nn.simulated import SimulatedLinear
 
 __all__ = [
@@ -10,8 +11,11 @@ __all__ = [
     "FP32_TENSORS",
     "Fp8Linear",
     "QuantLinear",
+    "RestoredLinear",
     "SimulatedLinear",
     "empty_like",
     "planned_layers",
+    "refuse_restored",
+    "refuse_saving_",
     "replace_",
 ]

@@ -16,7 +16,7 @@ from viditq.balancing import rotation_block
 from viditq.formats import Format
 from viditq.ops import int4_linear, int8_linear, quantize_rows
 from viditq.plan import LayerPlan
-from viditq.quantizers import unpack
+from viditq.quantizers import Grid, unpack
 
 __all__ = ["QuantLinear"]
 
@@ -81,6 +81,11 @@ class QuantLinear(nn.Linear):
             weight = unpack(self.weight, self.plan.weight_format, self.in_features)
             y = int8_linear(codes, x_scale, weight, self.scale, self.bias, input.dtype)
         return y.reshape(*input.shape[:-1], self.out_features)
+
+    def dequantized(self) -> Tensor:
+        """(N, K) fp32: the balanced weight that the codes stand for."""
+        codes = unpack(self.weight, self.plan.weight_format, self.in_features)
+        return Grid(self.scale).values(codes)
 
     @property
     def size_bytes(self) -> int:
