@@ -20,7 +20,10 @@ _NEAREST = tl.constexpr(12582912.0)
 """1.5 · 2²³: adding it rounds to an integer, ties to even."""
 
 
-@triton.jit
+# Compiled once for all sizes: nothing here gains by knowing them.
+@triton.jit(
+    do_not_specialize=["size", "N", "factor_row", "factor_column", "scale_row"],
+)
 def kernel(
     target, factor, scale, old, codes, moved,
     size, N, factor_row, factor_column, scale_row,
@@ -30,7 +33,7 @@ def kernel(
     i = tl.arange(0, BLOCK)
     inside = n < N
     before = tl.zeros([BLOCK, ROWS], tl.float32)
-    # A column is loaded while the two before it are rounded: it comes from far, and a step is short.
+    # A column is loaded while the two before it are rounded: a step is shorter than the way.
     column, own, r, s, start = _loaded(
         target + n, factor, factor_row, factor_column, scale + n, scale_row, old, n, N, i, 0, inside
     )
