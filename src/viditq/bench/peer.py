@@ -1,4 +1,8 @@
-"""torchao, the library that users would pick today: imported only when it is asked for."""
+"""torchao, the library that users would pick today: imported only when it is asked for.
+
+Its recommended settings of inductor are left alone: they hold for the whole process, so for all
+that is timed after it, and search for minutes.
+"""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -23,7 +27,9 @@ def quantize_peer_(model: nn.Module, kind: str, wanted: Callable[[nn.Module, str
     except ImportError as error:
         raise CannotRun("torchao is not installed") from error
     if kind == "fp8":
-        config = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+        config = torchao.Float8DynamicActivationFloat8WeightConfig(
+            granularity=torchao.PerRow(), set_inductor_config=False
+        )
     else:
-        config = torchao.Int8DynamicActivationInt8WeightConfig()
+        config = torchao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     torchao.quantize_(model, config, filter_fn=wanted)
