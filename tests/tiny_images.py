@@ -280,19 +280,22 @@ BATCHED_BRANCHES = {"flux": False, "qwen-image": False, "sd3": True}
 
 IMAGE, TEXT = 64 * 64, 512
 FLUX_SHAPES = {
-    (IMAGE, 32, 32): 4,
-    (TEXT, 32, 32): 4,
+    (IMAGE, 3 * 32, 32): 3,
+    (IMAGE, 32, 32): 1,
+    (TEXT, 3 * 32, 32): 3,
+    (TEXT, 32, 32): 1,
     (IMAGE, 128, 32): 1,
     (IMAGE, 32, 128): 1,
     (TEXT, 128, 32): 1,
     (TEXT, 32, 128): 1,
-    (IMAGE + TEXT, 128, 32): 1,
-    (IMAGE + TEXT, 32, 32): 3,
+    (IMAGE + TEXT, 3 * 32 + 128, 32): 4,
     (IMAGE + TEXT, 32, 160): 1,
 }
 FLUX2_SHAPES = {
-    (IMAGE, 32, 32): 8,
-    (TEXT, 32, 32): 8,
+    (IMAGE, 3 * 32, 32): 6,
+    (IMAGE, 32, 32): 2,
+    (TEXT, 3 * 32, 32): 6,
+    (TEXT, 32, 32): 2,
     (IMAGE, 192, 32): 2,
     (IMAGE, 32, 96): 2,
     (TEXT, 192, 32): 2,
@@ -301,8 +304,10 @@ FLUX2_SHAPES = {
     (IMAGE + TEXT, 32, 32 + 96): 2,
 }
 SD3_SHAPES = {
-    (2 * 16, 32, 32): 12,
-    (2 * 333, 32, 32): 11,  # of the last block, not the layer behind the attention
+    (2 * 16, 3 * 32, 32): 9,
+    (2 * 16, 32, 32): 3,
+    (2 * 333, 3 * 32, 32): 9,
+    (2 * 333, 32, 32): 2,  # of the last block, not the layer behind the attention
     (2 * 16, 128, 32): 3,
     (2 * 16, 32, 128): 3,
     (2 * 333, 128, 32): 2,
@@ -311,9 +316,9 @@ SD3_SHAPES = {
 QWEN_IMAGE_SHAPES = {
     (tokens, *shape): layers
     for tokens in (IMAGE, 128)
-    for shape, layers in {(32, 32): 8, (128, 32): 2, (32, 128): 2}.items()
+    for shape, layers in {(96, 32): 6, (32, 32): 2, (128, 32): 2, (32, 128): 2}.items()
 }
-SANA_SHAPES = {(2 * 64, 32, 32): 12, (2 * 300, 32, 32): 4}
+SANA_SHAPES = {(2 * 64, 3 * 32, 32): 6, (2 * 64, 32, 32): 6, (2 * 300, 2 * 32, 32): 4}
 SHAPES: dict[str, dict[tuple[int, int, int], int]] = {
     "flux": FLUX_SHAPES,
     "flux2": FLUX2_SHAPES,
@@ -321,7 +326,8 @@ SHAPES: dict[str, dict[tuple[int, int, int], int]] = {
     "sd3": SD3_SHAPES,
     "sana": SANA_SHAPES,
 }
-"""(M, N, K) of a call at the default size, and how many layers have it."""
+"""(M, N, K) of a call at the default size, with N of all that read one input together, and how many
+layers that are."""
 
 
 LEFT_OUT = {"sd3, without T5": {"text_encoder_3": None, "tokenizer_3": None}}

@@ -17,6 +17,7 @@ from viditq.evaluation.samples import (
     fingerprint_package,
 )
 from viditq.graphs import capture_
+from viditq.pipelines import transformers
 from viditq.progress import Track, quiet
 
 __all__ = ["Settings", "Source", "sample"]
@@ -92,7 +93,7 @@ def sample(
 def _replay_(pipe: Any) -> None:
     """Let small transformers on a GPU replay their steps, which Python alone would slow down; the
     samples stay the same, bit by bit."""
-    for transformer in pipelines.transformers(pipe).values():
+    for transformer in transformers(pipe).values():
         first, *rest = transformer.parameters()
         if first.is_cuda and sum(p.numel() for p in (first, *rest)) < SMALL:
             capture_(transformer)
