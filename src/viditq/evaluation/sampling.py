@@ -91,8 +91,8 @@ def sample(
 
 
 def _replay_(pipe: Any) -> None:
-    """Let small transformers on a GPU replay their steps, which Python alone would slow down; the
-    samples stay the same, bit by bit."""
+    """Let small transformers on a GPU replay the kernels of a step, which Python would launch too
+    slowly."""
     for transformer in transformers(pipe).values():
         first, *rest = transformer.parameters()
         if first.is_cuda and sum(p.numel() for p in (first, *rest)) < SMALL:
