@@ -193,6 +193,12 @@ def test_peers_only_when_asked_for():
     assert peers == [variant for variant in VARIANTS.values() if variant.peer]
 
 
+def test_peers_beside_the_variants_named():
+    names = [variant.name for variant in variants_named(["bf16", "w8a8"], torchao=True)]
+    assert names == ["bf16", "w8a8", "torchao-int8-compiled", "torchao-fp8-compiled"]
+    assert variants_named(names, torchao=True) == variants_named(names, torchao=False)
+
+
 def test_auto_only_when_asked_for():
     unnamed = {variant.name for variant in variants_named((), torchao=True)}
     assert VARIANTS.keys() - unnamed == {"bf16-auto", "w8a8-auto", "w4a8-auto"}

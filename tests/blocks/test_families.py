@@ -91,7 +91,7 @@ FAMILIES = {
     ),
     "cogvideox": Family(
         {"CogVideoXBlock": 2},
-        {"CogVideoXBlock": (4, 1, 1, 6, 0)},
+        {"CogVideoXBlock": (4, 1, 1, 6, 2)},
         {"CogVideoXBlock": (*SELF, "norm1.norm", "attn1.to_out.1", "ff.net.3")},
     ),
     "cogvideox, 5b": Family(

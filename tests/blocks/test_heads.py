@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers.models.normalization import RMSNorm
+from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 from torch import nn
 
 from viditq.blocks.heads import by_pair, stream, turned
@@ -12,6 +12,8 @@ B, S, H, D = 2, 5, 3, 8
 
 def weighted(norm):
     norm.weight.data = torch.rand_like(norm.weight) + 0.5
+    if getattr(norm, "bias", None) is not None:
+        norm.bias.data = torch.randn_like(norm.bias)
     return norm.requires_grad_(False)
 
 
@@ -30,8 +32,10 @@ NORMS = {
     "diffusers": (lambda: weighted(RMSNorm(D, eps=1e-5)), True),
     "no weight": (lambda: RMSNorm(D, eps=1e-5, elementwise_affine=False), True),
     "torch's own eps": (lambda: weighted(nn.RMSNorm(D)), False),
-    "bias": (lambda: weighted(RMSNorm(D, eps=1e-5, bias=True)), False),
-    "mean": (lambda: weighted(nn.LayerNorm(D)), False),
+    "bias": (lambda: weighted(RMSNorm(D, eps=1e-5, bias=True)), True),
+    "mean": (lambda: weighted(nn.LayerNorm(D)), True),
+    "mean, no weight": (lambda: nn.LayerNorm(D, elementwise_affine=False), True),
+    "mean in fp32": (lambda: weighted(FP32LayerNorm(D)), False),
     "hook": (lambda: hooked(weighted(nn.RMSNorm(D, eps=1e-5))), False),
     "subclass": (lambda: weighted(Doubled(D, eps=1e-5)), False),
 }

@@ -117,18 +117,21 @@ def head_kernels() -> Iterator[Case]:
     tensors = dict.fromkeys(("x", "weight", "out"), "*bf16")
     numbers = dict.fromkeys(("tokens", "x_sample", "x_token", "out_sample", "out_start"), "i32")
     numbers |= dict.fromkeys(("table_sample", "table_token", "table_head"), "i32")
-    for name, heads, features, across, per_head in (
-        ("FLUX", 24, 128, False, False),
-        ("Wan-1.3B", 12, 128, True, False),
-        ("Wan-14B", 40, 128, True, False),
-        ("LTX", 32, 64, True, True),
-        ("SD3.5", 24, 64, False, None),
+    for name, heads, features, across, per_head, centred in (
+        ("FLUX", 24, 128, False, False, False),
+        ("Wan-1.3B", 12, 128, True, False, False),
+        ("Wan-14B", 40, 128, True, False, False),
+        ("LTX", 32, 64, True, True, False),
+        ("SD3.5", 24, 64, False, None, False),
+        ("CogVideoX-2B", 30, 64, False, None, True),
     ):
         *block, warps = blocks(heads, features)
         table = None if per_head is None else "*fp32"
-        given = {**tensors, "cos": table, "sin": table, "eps": "fp32", **numbers}
+        given = {**tensors, "bias": "*bf16" if centred else None}
+        given |= {"cos": table, "sin": table, "eps": "fp32", **numbers}
         given |= {"H": heads, "D": features, "HEADS": block[0], "WIDTH": block[1]}
-        given |= {"NORM": True, "ACROSS": across, "PER_HEAD": bool(per_head), "PITCH": 2}
+        given |= {"NORM": True, "CENTRED": centred, "ACROSS": across}
+        given |= {"PER_HEAD": bool(per_head), "PITCH": 2}
         yield Case(
             f"norm_rotate {name}",
             kernel,

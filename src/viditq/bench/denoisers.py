@@ -76,7 +76,7 @@ def bench_models(
         device: ``cuda`` or ``cpu``.
         models: names in :data:`~viditq.bench.models.MODELS`; those marked so by default.
         variants: names in :data:`~viditq.bench.variants.VARIANTS`; by default all but ``auto``.
-        torchao: whether the peer's variants are among those by default.
+        torchao: also the peer's variants.
         backend: of :data:`viditq.ops.BACKENDS`, for ours on CUDA; by default the fastest there.
         budget_s: seconds for the repetitions of one measurement.
         file: JSON to write after every row.

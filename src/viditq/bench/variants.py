@@ -83,12 +83,12 @@ VARIANTS = {variant.name: variant for variant in _ALL}
 
 
 def variants_named(names: Sequence[str], *, torchao: bool) -> list[Variant]:
-    """The variants called so; when none is named, all but ``auto``, torchao's if asked for."""
+    """The variants called so, or all but ``auto``; and torchao's, if asked for."""
     if unknown := [name for name in names if name not in VARIANTS]:
         raise InputError(f"No variant {unknown[0]!r}; give one of {', '.join(VARIANTS)}.")
-    if names:
-        return [VARIANTS[name] for name in names]
-    return [v for v in _ALL if v.by_default or (torchao and v.peer is not None)]
+    ours = [VARIANTS[name] for name in names] or [v for v in _ALL if v.by_default]
+    peers = [v for v in _ALL if torchao and v.peer is not None and v not in ours]
+    return ours + peers
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Caption and video are modulated apart and go through the same layers as one sequence. A norm, its
 modulation and the quantization of what they make are one op in each stream; their codes, put one
 after the other, are what the products read. GELU and the quantization for the layer behind it are
-one op; gates and residuals are added by products of each stream's own codes. The norms of queries
-and keys, with a mean, are torch's; the rotation of those of the video is one op.
+one op; gates and residuals are added by products of each stream's own codes. The norm of queries or
+keys and the rotation of those of the video are one op.
 
 Declined, and left to the original forward: other attention processors, projections that diffusers
 has fused, any ``attention_kwargs``, active dropout, hooks on a submodule that the fused forward

@@ -1,9 +1,9 @@
 """Queries and keys on their way from the product to the attention, in one op.
 
-The norm of the mean square, of each head or across all of them, the rotation of pairs of neighbours
-and the place of a stream behind another are one pass over either. A norm of another class or form,
-and one with something on it, is called as a module first; the rest is one op even then. What is
-left as the product made it, and alone, is not touched at all.
+The norm, of the mean square or of the variance, of each head or across all of them, the rotation of
+pairs of neighbours and the place of a stream behind another are one pass over either. A norm of
+another class or form, and one with something on it, is called as a module first; the rest is one op
+even then. What is left as the product made it, and alone, is not touched at all.
 """
 
 from typing import Any
@@ -52,7 +52,8 @@ def stream(
     if norm is None:
         return Stream(apart, rotation=rotation)
     if _is_plain(norm, x.shape[-1] if across else apart.shape[-1]):
-        return Stream(apart, norm.weight, norm.eps, rotation)
+        centred = isinstance(norm, nn.LayerNorm)
+        return Stream(apart, norm.weight, norm.eps, rotation, getattr(norm, "bias", None), centred)
     y = norm(x).unflatten(-1, (heads, -1)) if across else norm(apart)
     return Stream(y.type_as(x), rotation=rotation)
 
@@ -67,6 +68,6 @@ def turned(first: Stream, second: Stream | None = None, *, across: bool = False)
 
 def _is_plain(norm: Any, features: int) -> bool:
     """Whether ``norm`` is one of so many features that the op computes, and nothing sits on it."""
-    if is_untouched(norm, nn.RMSNorm):
+    if is_untouched(norm, nn.RMSNorm) or is_untouched(norm, nn.LayerNorm):
         return norm.normalized_shape == (features,) and norm.eps is not None
-    return is_untouched(norm, RMSNorm) and norm.dim == (features,) and norm.bias is None
+    return is_untouched(norm, RMSNorm) and norm.dim == (features,)

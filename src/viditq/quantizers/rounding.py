@@ -7,8 +7,10 @@ the codes found. They need no gradient and no further data. Rows are rounded ind
 :mod:`viditq.quantizers.two_sided` minds what one row's error means for another.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -68,9 +70,9 @@ class Metric:
         raise AssertionError("the moment is not finite")
 
     @cached_property
-    def blocks(self) -> list[tuple[Tensor, Tensor]]:
-        """For each block ``b`` of columns, ``R_bb⁻¹`` (B, B) and ``R_ab R_bb⁻¹`` (A, B) of the
-        columns ``a`` before it."""
+    def gptq_blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """For each block ``b`` of columns, ``R_bb⁻¹`` (B, B) and, transposed, ``R_ab R_bb⁻¹``
+        (B, A) of the columns ``a`` before it."""
         features = len(self.root)
         count = -(-features // GPTQ_BLOCK)
         missing = count * GPTQ_BLOCK - features
@@ -84,7 +86,18 @@ class Metric:
         shares, found = columns @ inverse, []
         for b, start in enumerate(range(0, features, GPTQ_BLOCK)):
             size = min(GPTQ_BLOCK, features - start)
-            found.append((inverse[b, :size, :size], shares[b, :start, :size]))
+            found.append((inverse[b, :size, :size], shares[b, :start, :size].T))
+        return found
+
+    @cached_property
+    def descent_blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """For each block ``b`` of columns, ``M_bb`` (B, B) and ``M_cb`` (C, B) of the columns ``c``
+        behind it."""
+        found = []
+        for start in range(0, len(self.moment), GPTQ_BLOCK):
+            rest = self.moment[start:, start : start + GPTQ_BLOCK]
+            own, behind = rest[:GPTQ_BLOCK], rest[GPTQ_BLOCK:]
+            found.append((own.T, behind))  # the same; a column is read in one piece
         return found
 
 
@@ -126,18 +139,18 @@ def round_in(
     order, m = metric.order, metric.moment
     w, s = weight.float().T[order], scale.float()
     s = s if s.ndim == 1 else s.T[order]
-    codes, nearest = _gptq(w, s, fmt, metric.blocks), (w / s).round_().clamp_(fmt.qmin, fmt.qmax)
+    codes, nearest = _gptq(w, s, fmt, metric), (w / s).round_().clamp_(fmt.qmin, fmt.qmax)
     # Clipping now and then leads GPTQ astray. With a, b the residuals of the two,
     # a M a - b M b = (a - b) M (a + b).
     difference = (m @ (s * (nearest - codes)) * (2 * w - s * (codes + nearest))).sum(0)
     codes = torch.where(difference > 0, nearest, codes)
     for _ in range(sweeps):
         s = _refit_scale(w, codes, s, m) if s.ndim == 1 else s
-        codes = _descend(w, codes, s, fmt, m)
+        codes = _descend(w, codes, s, fmt, metric)
     return codes[order.argsort()].T.to(torch.int8).contiguous(), s if s.ndim == 1 else scale
 
 
-def _gptq(w: Tensor, scale: Tensor, fmt: Format, blocks: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _gptq(w: Tensor, scale: Tensor, fmt: Format, metric: Metric) -> Tensor:
     """Column by column, each one's error made up for in those not yet rounded.
 
     With ``M = R Rᵀ`` an error ``e`` costs ``|e R|²``, and what the columns before a block have lost
@@ -145,46 +158,50 @@ def _gptq(w: Tensor, scale: Tensor, fmt: Format, blocks: list[tuple[Tensor, Tens
     without the inverse of ``M`` (QuIP, arXiv 2307.13304, section 4.1).
 
     Args:
-        w: (K, N).
+        w: (K, N), columns in the metric's order.
         scale: (N,) or (K, N).
         fmt: format of the codes.
-        blocks: as :class:`Metric` has them.
+        metric: of K entries.
 
     Returns:
         codes (K, N), float.
     """
-    errors, codes = torch.empty_like(w), torch.empty_like(w)
-    for number, (upper, shares) in enumerate(blocks):
-        start = number * GPTQ_BLOCK
-        block = slice(start, start + len(upper))
-        own = scale if scale.ndim == 1 else scale[block]
-        target = torch.addmm(w[block], shares.T, errors[:start])
-        codes[block], _ = round_columns(target, upper, own, fmt.qmin, fmt.qmax)
-        torch.addcmul(w[block], own.expand_as(target), codes[block], value=-1, out=errors[block])
-    return codes
+    errors, codes, start = torch.empty_like(w), [], 0
+    for (factor, shares), own, steps in zip(
+        metric.gptq_blocks, w.split(GPTQ_BLOCK), _steps(scale), strict=False
+    ):
+        target = torch.addmm(own, shares, errors[:start])
+        found, _ = round_columns(target, factor, steps, fmt.qmin, fmt.qmax)
+        after = start + len(own)
+        torch.addcmul(own, steps.expand_as(own), found, value=-1, out=errors[start:after])
+        codes.append(found)
+        start = after
+    return torch.cat(codes)
 
 
-def _descend(w: Tensor, codes: Tensor, scale: Tensor, fmt: Format, moment: Tensor) -> Tensor:
+def _descend(w: Tensor, codes: Tensor, scale: Tensor, fmt: Format, metric: Metric) -> Tensor:
     """One sweep of coordinate descent: each column to its optimum given all the others.
 
-    Shapes as in :func:`_gptq`; ``moment`` is (K, K).
+    Shapes as in :func:`_gptq`.
     """
-    codes = codes.clone()
-    gradient = moment @ (w - scale * codes)
-    for start in range(0, len(w), GPTQ_BLOCK):
-        block = slice(start, min(start + GPTQ_BLOCK, len(w)))
-        own = scale if scale.ndim == 1 else scale[block]
-        factor = moment[block, block].T  # the same; a column is read in one piece
-        codes[block], moved = round_columns(
-            gradient[block], factor, own, fmt.qmin, fmt.qmax, codes[block]
-        )
-        gradient[block.stop :].addmm_(moment[block.stop :, block], moved, alpha=-1)
-    return codes
+    gradient, found = metric.moment @ (w - scale * codes), []
+    for (factor, behind), old, steps in zip(
+        metric.descent_blocks, codes.split(GPTQ_BLOCK), _steps(scale), strict=False
+    ):
+        own, gradient = gradient[: len(old)], gradient[len(old) :]
+        new, moved = round_columns(own, factor, steps, fmt.qmin, fmt.qmax, old)
+        gradient.addmm_(behind, moved, alpha=-1)
+        found.append(new)
+    return torch.cat(found)
+
+
+def _steps(scale: Tensor) -> Iterable[Tensor]:
+    """The scale of each block of columns: (N,), the same for all, or its part of (K, N)."""
+    return repeat(scale) if scale.ndim == 1 else scale.split(GPTQ_BLOCK)
 
 
 def _refit_scale(w: Tensor, codes: Tensor, scale: Tensor, moment: Tensor) -> Tensor:
     """The scale that minimizes the objective for these codes: ``(w M c)/(c M c)``."""
     mc = moment @ codes
     top, bottom = (mc * w).sum(0), (mc * codes).sum(0)
-    fitted = top / bottom.clamp_min(torch.finfo(w.dtype).tiny)
-    return torch.where((bottom > 0) & (fitted > 0), fitted, scale)
+    return torch.where(torch.minimum(top, bottom) > 0, top / bottom, scale)

@@ -21,28 +21,35 @@ class Stream(NamedTuple):
         rotation: cosines and sines, any float, of the angle of each pair of neighbours:
             (B, S, H, D/2) each, or 1 in place of a dimension in which they are all the same.
             ``None``: nothing turns.
+        bias: of the norm, as ``weight``.
+        centred: the mean is taken off before the norm (LayerNorm).
     """
 
     x: Tensor
     weight: Tensor | None = None
     eps: float | None = None
     rotation: tuple[Tensor, Tensor] | None = None
+    bias: Tensor | None = None
+    centred: bool = False
 
 
-def _shape(x: Tensor, *rest: Any) -> Tensor:
-    return signature.empty_result(x, rest[5])
+def _shape(*arguments: Any) -> Tensor:
+    given, _ = signature.parts(arguments)
+    return signature.empty_result(given)
 
 
 _norm_rotate = register_op(
-    "norm_rotate(Tensor x, Tensor? weight, float? eps, Tensor? cos, Tensor? sin, bool across, "
-    "Tensor? second, Tensor? second_weight, float? second_eps, Tensor? second_cos, "
-    "Tensor? second_sin) -> Tensor",
+    "norm_rotate(Tensor x, Tensor? weight, Tensor? bias, float? eps, bool centred, "
+    "Tensor? cos, Tensor? sin, bool across, "
+    "Tensor? second, Tensor? second_weight, Tensor? second_bias, float? second_eps, "
+    "bool second_centred, Tensor? second_cos, Tensor? second_sin) -> Tensor",
     reference.norm_rotate,
     _shape,
     kernels="viditq.ops.norm_rotate",
 )
 
 _NO_ROTATION = (None, None)
+_NO_STREAM = (None, None, None, None, False, None, None)
 
 
 def norm_rotate(first: Stream, second: Stream | None = None, *, across: bool = False) -> Tensor:
@@ -57,39 +64,32 @@ def norm_rotate(first: Stream, second: Stream | None = None, *, across: bool = F
         (B, S + T, H, D), dense, of the dtype of ``first.x``.
     """
     _check(first, across)
-    x, weight, eps, rotation = first
     if second is None:
-        return _norm_rotate(
-            x, weight, eps, *(rotation or _NO_ROTATION), across, None, None, None, None, None
-        )
+        return _norm_rotate(*_flat(first), across, *_NO_STREAM)
     _check(second, across)
-    more, more_weight, more_eps, more_rotation = second
+    x, more = first.x, second.x
     if more.dtype != x.dtype or more.shape[0] != x.shape[0] or more.shape[2:] != x.shape[2:]:
         raise ValueError(
             f"both streams must have the same dtype, batch and heads, not {x.dtype} "
             f"{tuple(x.shape)} and {more.dtype} {tuple(more.shape)}"
         )
-    return _norm_rotate(
-        x,
-        weight,
-        eps,
-        *(rotation or _NO_ROTATION),
-        across,
-        more,
-        more_weight,
-        more_eps,
-        *(more_rotation or _NO_ROTATION),
-    )
+    return _norm_rotate(*_flat(first), across, *_flat(second))
+
+
+def _flat(stream: Stream) -> tuple[Any, ...]:
+    x, weight, eps, rotation, bias, centred = stream
+    return x, weight, bias, eps, centred, *(rotation or _NO_ROTATION)
 
 
 def _check(stream: Stream, across: bool) -> None:
-    x, weight, _, rotation = stream
+    x, weight, _, rotation, bias, _ = stream
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"x must be floating-point (B, S, H, D), not {x.dtype} {tuple(x.shape)}")
     samples, tokens, heads, features = x.shape
     width = heads * features if across else features
-    if weight is not None and weight.shape != (width,):
-        raise ValueError(f"weight must have shape ({width},), not {tuple(weight.shape)}")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and vector.shape != (width,):
+            raise ValueError(f"{name} must have shape ({width},), not {tuple(vector.shape)}")
     if rotation is None:
         return
     if features % 2:

@@ -2,7 +2,7 @@
 
 A program holds all heads of one token in registers, as (heads, features), each rounded up to a
 power of two. The two of a pair are in one thread, and cosines and sines are loaded once for all
-heads that share them, so that nothing but the sum of squares goes from thread to thread. Streams
+heads that share them, so that nothing but sums goes from thread to thread. Streams
 are written one after the other into one tensor, each by a launch of its own.
 
 Declined: other dtypes than bf16, fp16 and fp32 and tokens that no registers hold
@@ -12,6 +12,7 @@ Declined: other dtypes than bf16, fp16 and fp32 and tokens that no registers hol
 # pyright: reportAttributeAccessIssue=false
 
 from functools import cache
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from viditq.ops.launch import contiguous, launch
 from viditq.ops.norm_rotate import reference
-from viditq.ops.norm_rotate.signature import empty_result
+from viditq.ops.norm_rotate.signature import Part, empty_result, parts
 from viditq.ops.rows import FLOATS, LANES
 
 __all__ = ["blocks", "kernel", "norm_rotate"]
@@ -35,6 +36,7 @@ PER_THREAD = 16
 def kernel(
     x,
     weight,
+    bias,
     cos,
     sin,
     out,
@@ -52,6 +54,7 @@ def kernel(
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     NORM: tl.constexpr,
+    CENTRED: tl.constexpr,
     ACROSS: tl.constexpr,
     PER_HEAD: tl.constexpr,
     PITCH: tl.constexpr,
@@ -62,11 +65,11 @@ def kernel(
     offsets, inside = head * D + column, (head < H) & (column < D)
     # All of it is asked for before any of it is needed.
     y = tl.load(x + sample * x_sample + token * x_token + offsets, mask=inside, other=0.0)
+    of_norm, in_norm = (offsets, inside) if ACROSS else (column, column < D)
     if weight is not None:
-        if ACROSS:
-            factor = tl.load(weight + offsets, mask=inside)
-        else:
-            factor = tl.load(weight + column, mask=column < D)
+        factor = tl.load(weight + of_norm, mask=in_norm)
+    if bias is not None:
+        shift = tl.load(bias + of_norm, mask=in_norm)
     if cos is not None:
         turns = sample * table_sample + token * table_token
         if PER_HEAD:
@@ -81,14 +84,14 @@ def kernel(
         c, s = c.to(tl.float32), s.to(tl.float32)
 
     y = y.to(tl.float32)
+    if CENTRED:
+        y = tl.where(inside, y - _mean(y, H, D, ACROSS), 0.0)
     if NORM:
-        squares = tl.sum(y * y, 1, keep_dims=True)
-        if ACROSS:
-            squares = tl.sum(squares, 0, keep_dims=True)
-        mean_square = tl.div_rn(squares, 1.0 * (H * D if ACROSS else D))
-        y *= tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
+        y *= tl.div_rn(1.0, tl.sqrt_rn(_mean(y * y, H, D, ACROSS) + eps))
     if weight is not None:
         y *= factor.to(tl.float32)
+    if bias is not None:
+        y += shift.to(tl.float32)
     if cos is not None:
         even, odd = tl.split(y.reshape(HEADS, WIDTH // 2, 2))
         y = tl.join(even * c - odd * s, odd * c + even * s).reshape(HEADS, WIDTH)
@@ -96,30 +99,25 @@ def kernel(
     tl.store(out + offsets, y.to(out.dtype.element_ty), mask=inside)
 
 
-def norm_rotate(
-    x: Tensor,
-    weight: Tensor | None,
-    eps: float | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    across: bool,
-    second: Tensor | None,
-    second_weight: Tensor | None,
-    second_eps: float | None,
-    second_cos: Tensor | None,
-    second_sin: Tensor | None,
-) -> Tensor:
+@triton.jit
+def _mean(y, H: tl.constexpr, D: tl.constexpr, ACROSS: tl.constexpr):
+    total = tl.sum(y, 1, keep_dims=True)
+    if ACROSS:
+        total = tl.sum(total, 0, keep_dims=True)
+    return tl.div_rn(total, 1.0 * (H * D if ACROSS else D))
+
+
+def norm_rotate(*arguments: Any) -> Tensor:
     """(B, S, H, D) and (B, T, H, D) -> (B, S + T, H, D); see :func:`viditq.ops.norm_rotate`."""
-    first = (x, weight, eps, cos, sin, across)
-    rest = (second_weight, second_eps, second_cos, second_sin, across)
+    given, across = parts(arguments)
+    x = given[0].x
     heads, width, warps = blocks(*x.shape[2:])
     if x.dtype not in FLOATS or heads * width > LARGEST_TOKEN:
-        return reference.norm_rotate(*first, second, *rest[:-1])
-    out = empty_result(x, second)
-    tile = (heads, width), {"num_warps": warps}
-    _write(out, 0, *tile, *first)
-    if second is not None:
-        _write(out, x.shape[1] * out.stride(1), *tile, second, *rest)
+        return reference.norm_rotate(*arguments)
+    out, start = empty_result(given), 0
+    for part in given:
+        _write(out, start, (heads, width), {"num_warps": warps}, part, across)
+        start += part.x.shape[1] * out.stride(1)
     return out
 
 
@@ -135,17 +133,14 @@ def _write(
     start: int,
     block: tuple[int, int],
     options: dict[str, int],
-    x: Tensor,
-    weight: Tensor | None,
-    eps: float | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
+    part: Part,
     across: bool,
 ) -> None:
-    """The stream ``x`` (B, S, H, D) into each sample of ``out``, ``start`` elements from its start.
+    """A stream into each sample of ``out``, ``start`` elements from its start.
 
-    Heads of a token must be side by side; else ``x`` is copied.
+    Heads of a token must be side by side; else they are copied.
     """
+    x, weight, bias, eps, centred, cos, sin = part
     if not x.numel():
         return
     samples, tokens, heads, features = x.shape
@@ -161,8 +156,8 @@ def _write(
     launch(
         kernel,
         samples * tokens,
-        (x, contiguous(weight), cos, sin, out),
+        (x, contiguous(weight), contiguous(bias), cos, sin, out),
         (eps or 0.0, tokens, x.stride(0), x.stride(1), out.stride(0), start, *table),
-        (heads, features, *block, eps is not None, across, table[2] != 0, pitch),
+        (heads, features, *block, eps is not None, centred, across, table[2] != 0, pitch),
         options,
     )
