@@ -1,10 +1,11 @@
 """Norm of queries or keys, rotary embedding and concatenation in one pass: the definition.
 
 ``y = x / rms(x) · weight + bias``, with the mean square over a head or across all of them; if the
-norm is a LayerNorm, the mean is taken off ``x`` before. Then each pair of neighbours of a head is turned
-by its angle (RoFormer, arXiv 2104.09864, section 3.2.2): ``(y₀ cos - y₁ sin, y₁ cos + y₀ sin)``.
-Everything is computed in fp32, or fp64 if the input is, and rounded to the input's dtype once.
-(diffusers rounds to it after the norm, and before and after the weight, too.)
+norm is a LayerNorm, the mean is taken off ``x`` before. Then each pair of neighbours of a head is
+turned by its angle (RoFormer, arXiv 2104.09864, section 3.2.2):
+``(y₀ cos - y₁ sin, y₁ cos + y₀ sin)``. Everything is computed in fp32, or fp64 if the input is, and
+rounded to the input's dtype once. (diffusers rounds to it after the norm, and before and after the
+weight, too.)
 """
 
 from typing import Any
