@@ -11,6 +11,10 @@ RESULTS = (
     "denoiser-latte",
     "denoiser-flux-dev",
     "denoiser-wan-1.3b",
+    "denoiser-cogvideox-2b-wan-14b",
+    "blocks-pixart-sigma",
+    "blocks-wan-1.3b",
+    "blocks-flux-dev",
 )
 
 

@@ -23,6 +23,7 @@ from viditq.ops.gelu_quantize import reference as gelu_reference
 from viditq.ops.norm_quantize import norm_quantize
 from viditq.ops.norm_quantize import reference as norm_reference
 from viditq.ops.norm_rotate import Stream, norm_rotate
+from viditq.ops.norm_rotate import reference as rotate_reference
 from viditq.ops.quantize_rows import reference as rows_reference
 
 __all__ = ["QUICK_ROWS", "ROWS", "Rows", "row_op_rows"]
@@ -178,12 +179,9 @@ def _rotation(rows: Rows, device: torch.device) -> Timed:
 
     def check() -> str:
         picked = _picked(rows.m, device)
-        part = stream._replace(x=x[:, picked], rotation=(cos[:, picked], sin[:, picked]))
-        with ops.use_backend("reference"):
-            expected, exact = (
-                norm_rotate(part._replace(x=p), across=rows.across)
-                for p in (part.x, part.x.double())
-            )
+        rest = (weight, None, EPS, False, cos[:, picked], sin[:, picked], rows.across, *(None,) * 7)
+        part = x[:, picked]
+        expected, exact = (rotate_reference.norm_rotate(p, *rest) for p in (part, part.double()))
         return within_twice(call()[:, picked], expected, exact)
 
     return call, check

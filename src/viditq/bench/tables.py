@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from viditq.bench.models import MODELS
 from viditq.bench.products import BF16, FP8, INT4_LINEAR, INT8_LINEAR
@@ -58,10 +59,11 @@ def tables(result: BenchResult) -> list[TextTable]:
 def markdown(results: Sequence[BenchResult]) -> str:
     """All tables of some runs, each run under a line that says what made it."""
     parts: list[str] = []
-    for result in results:
-        parts.append(f"## {result.kind.capitalize()}\n")
-        parts.append(origin_line(result) + "\n")
-        parts += [table.to_markdown() for table in tables(result)]
+    for kind, same in groupby(results, lambda result: result.kind):
+        parts.append(f"## {kind.capitalize()}\n")
+        for result in same:
+            parts.append(origin_line(result) + "\n")
+            parts += [table.to_markdown() for table in tables(result)]
     return "\n".join(parts)
 
 
