@@ -128,7 +128,8 @@ def _attend(
     q, k, v = (_by_head(each, attn.heads) for each in projected)
     bias = None if mask is None else mask[:, None]  # (B, 1, 1 or S, T), for every head
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, H, S, D)
-    return finish(Plain(y.transpose(1, 2).flatten(2)), attn.to_out[0], residual, gate)
+    out, _ = attn.to_out
+    return finish(Plain(y.transpose(1, 2).flatten(2)), out, residual, gate)
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
@@ -170,8 +171,7 @@ def _is_untouched_inside(block: Any) -> bool:
 
 
 def _is_untouched_attention(attn: Any) -> bool:
-    return (
-        is_untouched(attn, Attention)
-        and type(attn.processor) is AttnProcessor2_0
-        and is_untouched(attn.to_out[1], nn.Dropout)  # pyright: ignore[reportOptionalSubscript]
-    )
+    if not (is_untouched(attn, Attention) and type(attn.processor) is AttnProcessor2_0):
+        return False
+    _, dropout = attn.to_out  # pyright: ignore[reportGeneralTypeIssues]
+    return is_untouched(dropout, nn.Dropout)

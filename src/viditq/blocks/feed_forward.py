@@ -30,9 +30,12 @@ def is_plain_feed_forward(ff: Any, *, final_dropout: bool = False) -> bool:
         ff: of any class.
         final_dropout: there must be a dropout behind the last layer; the block sees that it sleeps.
     """
+    if not is_untouched(ff, FeedForward):
+        return False
+    up, dropout, _, *others = ff.net
     return (
-        is_untouched(ff, FeedForward)
-        and len(ff.net) == 3 + final_dropout
-        and is_untouched(ff.net[0], GELU)
-        and all(is_untouched(dropout, nn.Dropout) for dropout in (ff.net[1], *ff.net[3:]))
+        is_untouched(up, GELU)
+        and is_untouched(dropout, nn.Dropout)
+        and len(others) == final_dropout
+        and all(is_untouched(other, nn.Dropout) for other in others)
     )

@@ -60,9 +60,7 @@ class Plain:
         return self.x
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
-        bits = layer.plan.activation_format.bits
-        x = self.x.flatten(0, -2)
-        return quantize_rows(x, layer.smooth, layer.hadamard, bits, layer.input_scale)
+        return quantize_rows(self.x.flatten(0, -2), *layer.input_quantization)
 
 
 @dataclass
@@ -87,18 +85,20 @@ class Modulated(Plain):
         return y if self.shift is None else y + over_tokens(self.shift)
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
+        smooth, hadamard, bits, scale = layer.input_quantization
+        affine = self.norm._parameters
         return norm_quantize(
             self.x.flatten(0, -2),
             "layer" if isinstance(self.norm, nn.LayerNorm) else "rms",
             self.norm.eps,
-            weight=self.norm.weight,
-            bias=self.norm.bias,
+            weight=affine.get("weight"),
+            bias=affine.get("bias"),
             gain=_rows(self.gain),
             shift=_rows(self.shift),
-            smooth=layer.smooth,
-            hadamard=layer.hadamard,
-            bits=layer.plan.activation_format.bits,
-            scale=layer.input_scale,
+            smooth=smooth,
+            hadamard=hadamard,
+            bits=bits,
+            scale=scale,
         )
 
 
@@ -125,14 +125,15 @@ class Gelu(Plain):
         return y if self.left is None else torch.cat([self.left, y], -1)
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
+        smooth, hadamard, bits, scale = layer.input_quantization
         return gelu_quantize(
             self.x.flatten(0, -2),
             "gelu_tanh" if self.approximate == "tanh" else "gelu",
-            smooth=layer.smooth,
-            hadamard=layer.hadamard,
-            bits=layer.plan.activation_format.bits,
+            smooth=smooth,
+            hadamard=hadamard,
+            bits=bits,
             left=None if self.left is None else self.left.flatten(0, -2),
-            scale=layer.input_scale,
+            scale=scale,
         )
 
 

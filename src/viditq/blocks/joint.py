@@ -43,9 +43,7 @@ def multiply(
     """
     first = layers[0]
     if len(layers) == 1:
-        return _product(
-            codes, x_scale, first, first.weight, first.scale, first.bias, dtype, gate, residual
-        )
+        return _product(codes, x_scale, first, *first.operands, dtype, gate, residual)
     weights, scales, biases = _parameters(layers)
     if torch.compiler.is_compiling() and first.plan.weight != "int6":
         packed = first.plan.weight == "int4"
@@ -95,11 +93,8 @@ def settle_(layers: Sequence[QuantLinear]) -> None:
 
 def _parameters(layers: Sequence[QuantLinear]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Weights, scales and biases; no biases if the first has none."""
-    return (
-        [layer.weight for layer in layers],
-        [layer.scale for layer in layers],
-        [] if layers[0].bias is None else [layer.bias for layer in layers],
-    )
+    weights, scales, biases = zip(*(layer.operands for layer in layers), strict=True)
+    return list(weights), list(scales), [] if biases[0] is None else list(biases)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -19,7 +19,6 @@ from viditq.nn import QuantLinear
 
 __all__ = [
     "asks_for_a_gradient",
-    "balancing",
     "finish",
     "gains",
     "is_untouched",
@@ -52,12 +51,6 @@ def takes_codes(layer: nn.Module) -> TypeGuard[QuantLinear]:
     return is_untouched(layer, QuantLinear)
 
 
-def balancing(layer: QuantLinear) -> tuple[str, str, float | None, int]:
-    """What decides how an input is quantized: layers that read it and agree here share codes."""
-    plan = layer.plan
-    return plan.activation, plan.granularity, plan.smooth, layer.hadamard
-
-
 def gains(block: nn.Module, shared_inputs: Sequence[Sequence[str]]) -> bool:
     """Whether fusing ``block`` serves a layer of it and replaces nothing but its class's forward.
 
@@ -82,7 +75,7 @@ def _balance_alike(block: nn.Module, names: Sequence[str]) -> bool:
     first: dict[object, QuantLinear] = {}
     for layer in (modules[name] for name in names if name in modules):
         if takes_codes(layer):
-            other = first.setdefault(balancing(layer), layer)
+            other = first.setdefault(layer.balancing, layer)
             if not (
                 _equal(layer.smooth, other.smooth) and _equal(layer.input_scale, other.input_scale)
             ):
@@ -107,11 +100,11 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
         return [multiply(*x.codes(layer), [layer], x.dtype).view(*x.tokens, layer.out_features)]
     joint = _joint(layers)
     outputs: dict[int, Tensor] = {}
-    values: Tensor | None = None
-    for index, layer in enumerate(layers):
-        if not takes_codes(layer):
-            values = x.values() if values is None else values
-            outputs[index] = layer(values)
+    if sum(map(len, joint.values())) < len(layers):
+        values = x.values()
+        for index, layer in enumerate(layers):
+            if not takes_codes(layer):
+                outputs[index] = layer(values)
     codes: dict[object, tuple[Tensor, Tensor]] = {}
     for key, indices in joint.items():
         readers: list[QuantLinear] = [layers[index] for index in indices]  # pyright: ignore
@@ -119,8 +112,7 @@ def read(x: Input, layers: Sequence[nn.Module]) -> list[Tensor]:
             codes[key[0]] = x.codes(readers[0])
         widths = [reader.out_features for reader in readers]
         y = multiply(*codes[key[0]], readers, x.dtype).view(*x.tokens, sum(widths))
-        parts = y.split(widths, -1)
-        outputs.update(zip(indices, parts, strict=True))
+        outputs.update(zip(indices, y.split_with_sizes(widths, -1), strict=True))
     return [outputs[index] for index in range(len(layers))]
 
 
@@ -129,8 +121,9 @@ def _joint(layers: Sequence[nn.Module]) -> dict[tuple[object, ...], list[int]]:
     joint: dict[tuple[object, ...], list[int]] = {}
     for index, layer in enumerate(layers):
         if takes_codes(layer):
-            bias = None if layer.bias is None else layer.bias.dtype
-            joint.setdefault((balancing(layer), layer.plan.weight, bias), []).append(index)
+            bias = layer.operands[2]
+            kind = None if bias is None else bias.dtype
+            joint.setdefault((layer.balancing, layer.plan.weight, kind), []).append(index)
     return joint
 
 

@@ -35,6 +35,8 @@ class QuantLinear(nn.Linear):
         smooth: (K,) fp32 that the input is divided by, with the rotation's signs, or ``None``.
         input_scale: () fp32 for static per-tensor activations, or ``None``.
         hadamard: block of the rotation, 0 for none.
+        balancing: what decides how the input is quantized, up to the values of vectors: layers that
+            read one input and agree here share codes.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class QuantLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.plan = in_features, out_features, plan
         self.hadamard = rotation_block(in_features, plan.hadamard)
+        self.balancing = (plan.activation, plan.granularity, plan.smooth, self.hadamard)
+        self._bits = plan.activation_format.bits
         fmt = plan.weight_format
         balanced = plan.smooth is not None or self.hadamard > 0
         rows = (out_features, fmt.row_bytes(in_features))
@@ -71,15 +75,29 @@ class QuantLinear(nn.Linear):
     def _scale_shape(self) -> tuple[int, ...]:
         return (self.out_features,)
 
+    # A module's own way to its parameters takes the processor ten times as long as these two.
+    @property
+    def input_quantization(self) -> tuple[Tensor | None, int, int, Tensor | None]:
+        """What is done to the input: ``smooth``, ``hadamard``, bits, ``input_scale``."""
+        tensors = self._parameters
+        return tensors.get("smooth"), self.hadamard, self._bits, tensors.get("input_scale")
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What codes of the input are multiplied by: ``weight``, ``scale``, ``bias``."""
+        tensors: Any = self._parameters
+        return tensors["weight"], tensors["scale"], tensors.get("bias")
+
     def forward(self, input: Tensor) -> Tensor:
-        x = input.reshape(-1, self.in_features)
-        bits = self.plan.activation_format.bits
-        codes, x_scale = quantize_rows(x, self.smooth, self.hadamard, bits, self.input_scale)
+        codes, x_scale = quantize_rows(
+            input.reshape(-1, self.in_features), *self.input_quantization
+        )
+        weight, scale, bias = self.operands
         if self.plan.weight == "int4":
-            y = int4_linear(codes, x_scale, self.weight, self.scale, self.bias, input.dtype)
+            y = int4_linear(codes, x_scale, weight, scale, bias, input.dtype)
         else:
-            weight = unpack(self.weight, self.plan.weight_format, self.in_features)
-            y = int8_linear(codes, x_scale, weight, self.scale, self.bias, input.dtype)
+            weight = unpack(weight, self.plan.weight_format, self.in_features)
+            y = int8_linear(codes, x_scale, weight, scale, bias, input.dtype)
         return y.reshape(*input.shape[:-1], self.out_features)
 
     def dequantized(self) -> Tensor:

@@ -13,7 +13,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from viditq.ops.int8_linear.hopper_kernel import int8_linear_kernel
 from viditq.ops.int8_linear.tiles import HOPPER_ROWS, share_out
-from viditq.ops.launch import contiguous, dense, launch, multiprocessors
+from viditq.ops.launch import Described, contiguous, dense, launch, multiprocessors
 
 __all__ = ["int8_linear", "int8_linear_kernel", "layout", "schedule", "takes"]
 
@@ -43,17 +43,36 @@ class _Address:
         return self.pointer
 
 
+# To make one takes as long as a launch, and the same addresses come again and again.
 @lru_cache(4096)
 def _descriptor(
     pointer: int, dtype: torch.dtype, shape: tuple[int, int], box: tuple[int, int]
 ) -> TensorDescriptor:
-    """For boxes of a matrix; loads find zeros beyond the edges, stores end there.
-
-    To make one takes as long as a launch, and the same addresses come again and again.
-    """
+    """For boxes of a matrix; loads find zeros beyond the edges, stores end there."""
     base, strides = _Address(pointer, dtype), [shape[1], 1]
     how = layout(*box, KINDS[dtype])
     return TensorDescriptor(base, list(shape), strides, list(box), how)
+
+
+@lru_cache(4096)
+def _described(
+    sizes: tuple[int, int, int],
+    block_k: int,
+    dtype: torch.dtype,
+    x: int,
+    weight: int,
+    out: int,
+    residual: int | None,
+) -> Described:
+    """Of (M, N, K), the operands and the result at these addresses."""
+    m, n, k = sizes
+    shape, box = (m, n), (BLOCK_M, BOX)
+    return Described(
+        _descriptor(x, torch.int8, (m, k), (BLOCK_M, block_k)),
+        _descriptor(weight, torch.int8, (n, k), (BOX, block_k)),
+        _descriptor(out, dtype, shape, box),
+        None if residual is None else _descriptor(residual, dtype, shape, box),
+    )
 
 
 def schedule(widths: tuple[int, int], residual: bool) -> tuple[int, int, int]:
@@ -110,7 +129,6 @@ def int8_linear(
     block_k, stages, skew = schedule(widths, residual is not None)
     gate_rows = m if gate is None else m // gate.shape[0]
     one_gate = gate is not None and (gate_rows == m or gate_rows % BLOCK_M == 0)
-    shape, size = (m, n), (BLOCK_M, BOX)
     launch(
         int8_linear_kernel,
         min(programs, max(whole, halves)),
@@ -118,11 +136,14 @@ def int8_linear(
         (m, n, k, gate_rows, n if gate is None else gate.stride(0), whole, halves),
         (x_scale.ndim == 0, one_gate, *widths, stages, skew, GROUP),
         {"num_warps": 8},
-        described=(
-            _descriptor(x.data_ptr(), x.dtype, (m, k), (BLOCK_M, block_k)),
-            _descriptor(weight.data_ptr(), weight.dtype, (n, k), (BOX, block_k)),
-            _descriptor(out.data_ptr(), dtype, shape, size),
-            None if residual is None else _descriptor(residual.data_ptr(), dtype, shape, size),
+        described=_described(
+            (m, n, k),
+            block_k,
+            dtype,
+            x.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            None if residual is None else residual.data_ptr(),
         ),
     )
     return out

@@ -18,17 +18,18 @@ __all__ = ["joint_linear", "side_by_side"]
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
     """(N_i, …) -> a view (ΣN_i, …) if they follow each other without a gap in one allocation."""
-    address = parts[0].data_ptr()
+    first, rows = parts[0], 0
+    address = first.data_ptr()
     for part in parts:
         if part.data_ptr() != address:
             return None
         address += part.nbytes
+        rows += part.shape[0]
     # Allocations of their own may be neighbours too; then the first ends before the last part does.
-    storage = parts[0].untyped_storage()
+    storage = first.untyped_storage()
     if address > storage.data_ptr() + storage.nbytes():
         return None
-    rows = sum(part.shape[0] for part in parts)
-    return parts[0].as_strided((rows, *parts[0].shape[1:]), parts[0].stride())
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
 def _whole(parts: Sequence[Tensor]) -> Tensor:
