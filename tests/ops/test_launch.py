@@ -1,4 +1,4 @@
-"""The short way to a compiled kernel, with Triton's own function around a launcher of the test's."""
+"""The short way to a compiled kernel, with Triton's own function around a launcher that notes."""
 
 from types import SimpleNamespace
 
