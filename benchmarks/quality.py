@@ -5,7 +5,8 @@ docs/results.md.
 
 Each pair of pipeline and bits is one ``viditq shootout``, which works, and goes on, in a folder of
 ``--work``; its rows go to ``benchmarks/results/shootout-PIPELINE-BITS.json`` with hardware and
-versions, and are printed as Markdown. ``--print`` only prints what is there.
+versions, and are printed as Markdown. ``--print`` only prints what is there, and what
+``viditq ablate --json`` wrote.
 """
 
 import argparse
@@ -102,17 +103,23 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=list(BITS))
     parser.add_argument("--methods", default="all", help="as for viditq shootout")
     parser.add_argument("--overwrite", action="store_true", help="replace what does not fit")
-    parser.add_argument("--print", action="store_true", help="only print the tables")
+    parser.add_argument(
+        "--print",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="only print tables: of these files, or of the contests that there are",
+    )
     options = parser.parse_args()
-    if options.print:
-        found = (
-            Contest.load(file)
+    if options.print is None:
+        found = contests(options)
+    else:
+        own = (
+            RESULTS / f"shootout-{pipeline}-{bits}.json"
             for pipeline in options.pipelines
             for bits in options.bits
-            if (file := RESULTS / f"shootout-{pipeline}-{bits}.json").exists()
         )
-    else:
-        found = contests(options)
+        found = map(Contest.load, options.print or filter(Path.exists, own))
     for contest in found:
         print(table(contest), flush=True)
 
