@@ -55,6 +55,7 @@ def cases() -> Iterator[Case]:
     yield from row_kernels()
     yield from head_kernels()
     yield from product_kernels()
+    yield from attention_kernels()
 
 
 def row_kernels() -> Iterator[Case]:
@@ -217,6 +218,30 @@ def _hopper_case(widths: tuple[int, int], fused: bool, name: str) -> Case:
         {"stack_bytes": 0, "serialized": 0, "shared_bytes": 232_448},
         {"wgmma": 16},
     )
+
+
+def attention_kernels() -> Iterator[Case]:
+    from viditq.ops.attention import hopper
+    from viditq.ops.attention.hopper_kernel import LAYOUTS
+
+    names = ("q", "q_rest", "k", "k_rest", "v", "v_rest", "out")
+    given = {
+        name: f"tensordesc<bf16[1,{tokens},1,{width}],{LAYOUTS[width]!r}>"
+        for name, (tokens, width) in zip(names, hopper.boxes(), strict=True)
+    }
+    given |= dict.fromkeys(("queries", "keys", "heads", "tiles"), "i32")
+    given |= {"result": "*bf16", "scale": "fp32", "STAGES": hopper.STAGES}
+    for bias in (None, "*bf16"):
+        yield Case(
+            f"attention hopper{' with bias' if bias else ''}",
+            hopper.attention_kernel,
+            {**given, "bias": bias},
+            {"num_warps": 4},
+            (90,),
+            # A few registers too many cost less than a warp-group.
+            {"stack_bytes": 24 if bias else 0, "serialized": 0, "shared_bytes": 232_448},
+            {"wgmma": 36},
+        )
 
 
 def compiled(case: Case, chip: int) -> Any:

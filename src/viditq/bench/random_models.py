@@ -19,6 +19,7 @@ from viditq.convert import group_layers, linear_named
 from viditq.errors import PipelineError
 from viditq.models import LayerInfo, adapter_for, loaded_dtype, transformer_class
 from viditq.nn import QuantLinear, empty_like
+from viditq.ops import fastest_backend
 from viditq.ops.quantize_rows import balance_rows
 from viditq.plan import LayerPlan
 from viditq.quantizers import minmax_scale, pack, round_nearest
@@ -179,7 +180,7 @@ def _largest(x: Tensor, balance: Balance) -> Tensor:
 
 @contextmanager
 def attention_kernels() -> Iterator[set[str]]:
-    """Collect which kernels ``scaled_dot_product_attention`` takes inside the block.
+    """Collect which kernels attention takes inside the block, ours and torch's.
 
     None are seen where it falls back to plain matrix products.
     """
@@ -190,6 +191,8 @@ def attention_kernels() -> Iterator[set[str]]:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             name = func.overloadpacket.__name__
+            if name == "attention" and fastest_backend(args[0].device) == "hopper":
+                found.add("viditq")
             if "scaled_dot_product" in name:
                 found.add(name.removeprefix("_scaled_dot_product_").removesuffix("_attention"))
             return func(*args, **(kwargs or {}))

@@ -96,7 +96,7 @@ class ModelRow(Measured):
         weight_bytes: of the block linears as they are stored, scales and smoothing included; None
             for a model without adapter.
         first_call_s: time of the first call, compiling included.
-        attention: kernels that ``scaled_dot_product_attention`` took.
+        attention: kernels that it took, ``viditq`` or those of torch.
         fused_blocks: how many blocks of the model ran fused.
         graph: whether a CUDA graph was replayed.
     """

@@ -4,7 +4,7 @@ Self-attention, cross-attention (PixArt, and Latte's spatial blocks), feed-forwa
 modulation (adaLN-single, PixArt-α, arXiv 2310.00426, section 2.3) and the quantization of what they
 make are one op; q, k and v are one product, as are k and v of the captions; GELU and the
 quantization for the layer behind it are one op; gate and residual are added by the product before
-them. Attention itself is torch's, in floating point, on views.
+them. Attention itself is in floating point, on views.
 
 Declined, and left to the original forward: other norms, activations and attention processors,
 positional embeddings inside the block, GLIGEN and other ``cross_attention_kwargs``, masks of
@@ -15,11 +15,11 @@ would pass by, and calls that ask for a gradient, which integer products do not 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models import attention
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
+from viditq.blocks.attention import attend
 from viditq.blocks.feed_forward import feed, is_plain_feed_forward
 from viditq.blocks.inputs import Input, Modulated, Plain
 from viditq.blocks.products import finish, gains, is_untouched, read
@@ -125,17 +125,10 @@ def _attend(
         projected = read(x, [attn.to_q, attn.to_k, attn.to_v])
     else:
         projected = read(x, [attn.to_q]) + read(context, [attn.to_k, attn.to_v])
-    q, k, v = (_by_head(each, attn.heads) for each in projected)
+    q, k, v = (each.unflatten(-1, (attn.heads, -1)) for each in projected)
     bias = None if mask is None else mask[:, None]  # (B, 1, 1 or S, T), for every head
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, H, S, D)
     out, _ = attn.to_out
-    return finish(Plain(y.transpose(1, 2).flatten(2)), out, residual, gate)
-
-
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """(B, S, H·D) -> (B, H, S, D)."""
-    batch, tokens, width = x.shape
-    return x.view(batch, tokens, heads, width // heads).transpose(1, 2)
+    return finish(Plain(attend((q, k, v), bias)), out, residual, gate)
 
 
 def _attentions(block: Any) -> list[Any]:

@@ -18,13 +18,13 @@ from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers import cogvideox_transformer_3d
 from torch import Tensor
 
+from viditq.blocks.attention import attend
 from viditq.blocks.feed_forward import is_plain_feed_forward
 from viditq.blocks.heads import by_pair
 from viditq.blocks.inputs import Gelu, Modulated, Plain
 from viditq.blocks.products import asks_for_a_gradient, gains, read
 from viditq.blocks.streams import (
     OneAfterAnother,
-    attend,
     drops_nothing,
     finish_each,
     in_two_parts,

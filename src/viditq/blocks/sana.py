@@ -21,10 +21,11 @@ from diffusers.models.transformers import sana_transformer
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from torch import Tensor, nn
 
+from viditq.blocks.attention import attend
 from viditq.blocks.basic import is_plain_mask
 from viditq.blocks.inputs import Modulated, Plain
 from viditq.blocks.products import asks_for_a_gradient, finish, gains, is_untouched, read
-from viditq.blocks.streams import attend, drops_nothing, is_untouched_attention
+from viditq.blocks.streams import drops_nothing, is_untouched_attention
 from viditq.models.basic_block import SHARED_INPUTS
 
 __all__ = ["SanaTransformerBlock"]

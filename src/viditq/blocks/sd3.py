@@ -23,11 +23,11 @@ from diffusers.models.normalization import (
 )
 from torch import Tensor, nn
 
+from viditq.blocks.attention import attend
 from viditq.blocks.feed_forward import feed, is_plain_feed_forward
 from viditq.blocks.inputs import Modulated, Plain
 from viditq.blocks.products import asks_for_a_gradient, finish, gains, is_untouched
 from viditq.blocks.streams import (
-    attend,
     drops_nothing,
     is_untouched_attention,
     is_untouched_norm,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
+from viditq.blocks.attention import Heads
 from viditq.blocks.heads import Rotation, stream, turned
 from viditq.blocks.inputs import Input, over_tokens
 from viditq.blocks.joint import multiply
@@ -21,10 +21,8 @@ from viditq.nn import QuantLinear
 from viditq.ops import Stream
 
 __all__ = [
-    "Heads",
     "OneAfterAnother",
     "Projected",
-    "attend",
     "clipped",
     "dispatch",
     "drops_nothing",
@@ -38,9 +36,6 @@ __all__ = [
     "text_heads",
     "together",
 ]
-
-Heads = tuple[Tensor, Tensor, Tensor]
-"""Queries, keys and values, (B, S, H, D) each."""
 
 Projected = tuple[Stream, Stream, Tensor]
 """The same of one stream, with what queries and keys are still to go through."""
@@ -163,13 +158,6 @@ def in_two_parts(
         for each in qkv[:2]
     )
     return q, k, qkv[2]
-
-
-def attend(qkv: Heads, bias: Tensor | None = None) -> Tensor:
-    """Attention as torch has it, (B, S, H·D); ``bias`` (B, 1, 1 or S, T) is added to its scores."""
-    q, k, v = (each.transpose(1, 2) for each in qkv)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return y.transpose(1, 2).flatten(2)
 
 
 def dispatch(attn: Any, qkv: Heads, mask: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ Ops know shapes and bits but no :class:`~viditq.formats.Format`, plan or module.
 Shapes: M tokens (rows), K features in, N features out.
 """
 
+from viditq.ops.attention import attention, gains_by_kernel
 from viditq.ops.fp8_linear import fp8_linear, quantize_rows_fp8
 from viditq.ops.gelu_quantize import gelu_quantize
 from viditq.ops.hadamard import block_hadamard
@@ -26,10 +27,12 @@ from viditq.ops.round_columns import round_columns
 __all__ = [
     "BACKENDS",
     "Stream",
+    "attention",
     "balance_rows",
     "block_hadamard",
     "fastest_backend",
     "fp8_linear",
+    "gains_by_kernel",
     "gelu_quantize",
     "int4_linear",
     "int8_linear",

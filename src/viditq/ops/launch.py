@@ -16,9 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Described", "contiguous", "dense", "launch", "multiprocessors"]
+__all__ = ["Address", "Described", "contiguous", "dense", "launch", "multiprocessors"]
 
 _compiled: dict[tuple[Any, ...], Any] = {}
+
+
+class Address:
+    """Stands for a tensor in a descriptor, and keeps no memory alive."""
+
+    def __init__(self, pointer: int, dtype: torch.dtype) -> None:
+        self.pointer, self.dtype = pointer, dtype
+
+    def data_ptr(self) -> int:
+        return self.pointer
 
 
 class Described:

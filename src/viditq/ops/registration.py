@@ -47,9 +47,9 @@ def register_op(
             device that computes, and the op must not write its inputs.
         reference: the definition in plain torch.
         shape: the same signature, returning empty tensors.
-        kernels: package with a ``triton`` module, and perhaps a ``hopper`` one, that hold a
-            function of the op's name and signature; ``hopper`` also ``takes``, which says whether
-            it can compute these arguments.
+        kernels: package with a ``triton`` or a ``hopper`` module, or both, that hold a function of
+            the op's name and signature; ``hopper`` also ``takes``, which says whether it can
+            compute these arguments.
         cuda: in place of ``kernels``, the same signature built on what torch has on CUDA; it runs
             there unless the reference is asked for.
 
@@ -140,6 +140,6 @@ def _order(device: torch.device, kernels: str, forced: str | None) -> tuple[str,
     if forced is not None and forced not in able:
         raise RuntimeError(f"{device} cannot run the {forced} backend, only {', '.join(able)}.")
     able = [b for b in able if BACKENDS.index(b) >= BACKENDS.index(forced or BACKENDS[0])]
-    order = [b for b in able if b != "hopper" or find_spec(f"{kernels}.hopper") is not None]
+    order = [b for b in able if b == "reference" or find_spec(f"{kernels}.{b}") is not None]
     _LOG.info("%s on %s: %s", kernels, device, ", else ".join(order))
     return tuple(order[:-1])

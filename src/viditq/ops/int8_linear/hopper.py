@@ -13,7 +13,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from viditq.ops.int8_linear.hopper_kernel import int8_linear_kernel
 from viditq.ops.int8_linear.tiles import HOPPER_ROWS, share_out
-from viditq.ops.launch import Described, contiguous, dense, launch, multiprocessors
+from viditq.ops.launch import Address, Described, contiguous, dense, launch, multiprocessors
 
 __all__ = ["int8_linear", "int8_linear_kernel", "layout", "schedule", "takes"]
 
@@ -33,23 +33,13 @@ def layout(rows: int, columns: int, kind: gl.dtype = gl.int8) -> gl.NVMMASharedL
     return gl.NVMMASharedLayout.get_default_for([rows, columns], kind)  # pyright: ignore[reportReturnType]
 
 
-class _Address:
-    """Stands for a tensor in a descriptor, and keeps no memory alive."""
-
-    def __init__(self, pointer: int, dtype: torch.dtype) -> None:
-        self.pointer, self.dtype = pointer, dtype
-
-    def data_ptr(self) -> int:
-        return self.pointer
-
-
 # To make one takes as long as a launch, and the same addresses come again and again.
 @lru_cache(4096)
 def _descriptor(
     pointer: int, dtype: torch.dtype, shape: tuple[int, int], box: tuple[int, int]
 ) -> TensorDescriptor:
     """For boxes of a matrix; loads find zeros beyond the edges, stores end there."""
-    base, strides = _Address(pointer, dtype), [shape[1], 1]
+    base, strides = Address(pointer, dtype), [shape[1], 1]
     how = layout(*box, KINDS[dtype])
     return TensorDescriptor(base, list(shape), strides, list(box), how)
 
