@@ -238,8 +238,8 @@ def attention_kernels() -> Iterator[Case]:
             {**given, "bias": bias},
             {"num_warps": 4},
             (90,),
-            # A few registers too many cost less than a warp-group.
-            {"stack_bytes": 24 if bias else 0, "serialized": 0, "shared_bytes": 232_448},
+            # A few registers too many (24 bytes with Triton 3.6) cost less than a warp-group.
+            {"stack_bytes": 32 if bias else 0, "serialized": 0, "shared_bytes": 232_448},
             {"wgmma": 36},
         )
 
