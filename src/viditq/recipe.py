@@ -39,6 +39,7 @@ from viditq.plan import (
 
 __all__ = [
     "Recipe",
+    "Refine",
     "Rule",
     "Search",
     "list_ladders",
@@ -98,12 +99,27 @@ class Rule(Search):
         )
 
 
+class Refine(Value):
+    """How the quantized model learns from the float one (:mod:`viditq.refining`).
+
+    Attributes:
+        updates: of codes, scales and biases.
+        samples: sampling trajectories of the float model to learn from.
+        batch: samples that are recorded, and learned from, together.
+    """
+
+    updates: int = Field(default=1000, ge=1, strict=True)
+    samples: int = Field(default=1024, ge=1, strict=True)
+    batch: int = Field(default=32, ge=1, strict=True)
+
+
 class Recipe(Value):
     """Rules by role that resolve to candidates for each layer of any model."""
 
     name: str
     default: Search = Search()
     rule: list[Rule] = Field(default=[])
+    refine: Refine | None = None
 
     def resolve(self, roles: Mapping[str, str]) -> dict[str, list[LayerPlan]]:
         """Candidates for every layer that is to be quantized.
@@ -173,7 +189,7 @@ def _candidates(fields: dict[str, Any], where: str) -> list[LayerPlan]:
 
 def list_presets() -> list[str]:
     """Names of viditq's own recipes, one for each pair of bits."""
-    return _names(_recipes())
+    return [name for name in _names(_recipes()) if BITS.fullmatch(name)]
 
 
 def list_methods() -> list[str]:
@@ -189,11 +205,12 @@ def list_ladders() -> list[str]:
 def load_recipe(source: str | Path) -> Recipe:
     """The recipe called ``source``, or in the TOML file ``source``.
 
-    Names are those of :func:`list_presets`, and ``BITS-METHOD`` with one of :func:`list_methods`.
+    Names are those of :func:`list_presets`, ``w4a8-refined``, and ``BITS-METHOD`` with one of
+    :func:`list_methods`.
     """
-    name = str(source)
+    name, own = str(source), _names(_recipes())
     bits, _, method = name.partition("-")
-    if name in list_presets():
+    if name in own:
         return _recipe(_read(_recipes() / f"{name}.toml", name), name, name)
     if method in list_methods() and BITS.fullmatch(bits):
         file = _recipes() / "methods" / f"{method}.toml"
@@ -201,7 +218,7 @@ def load_recipe(source: str | Path) -> Recipe:
     if Path(source).suffix == ".toml" and Path(source).is_file():
         return _recipe(_read(Path(source), name), Path(source).stem, name)
     raise PlanError(
-        f"No recipe {name!r}: give one of {', '.join(list_presets())}, one of these with a "
+        f"No recipe {name!r}: give one of {', '.join(own)}, bits with a "
         f"method (w4a8-{', -'.join(list_methods())}), or a .toml file."
     )
 

@@ -30,7 +30,7 @@ from viditq.models import LayerInfo, adapter_for
 from viditq.progress import Track, quiet
 from viditq.stats import GradientStats
 
-__all__ = ["observe_gradients"]
+__all__ = ["frozen", "observe_gradients", "used_output"]
 
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Not cuDNN's: its backward reads memory that is not its own (FLUX, torch 2.11, one H200)."""
@@ -76,7 +76,7 @@ def observe_gradients(
     passes = in_batches(waiting, output_bytes, memory_bytes)
     for number, batch in enumerate(passes):
         what = "gradients" if len(passes) == 1 else f"gradients {number + 1}/{len(passes)}"
-        with _frozen(model), halved_if_large(model), sdpa_kernel(_ATTENTION):
+        with frozen(model), halved_if_large(model), sdpa_kernel(_ATTENTION):
             moments, levels = _moments(model, recorded, batch, stats.levels, track, what)
         stats.write_levels(levels)
         for name, moment in moments.items():
@@ -115,7 +115,7 @@ def _moments(
         calls = track(recorded.calls(every), what, recorded.count(every))
         for number, call in enumerate(calls):
             level.value = None if levels is None else levels[number].to(parameter.device)
-            output = _used(model, model(**move(call.arguments, parameter.device))[0])
+            output = used_output(model, model(**move(call.arguments, parameter.device))[0])
             direction = torch.randn(output.shape, generator=generator)
             output.backward(direction.to(output.device, output.dtype))
             assert level.value is not None
@@ -128,7 +128,7 @@ def _moments(
 
 
 @contextmanager
-def _frozen(model: Any) -> Iterator[None]:
+def frozen(model: Any) -> Iterator[None]:
     """Without gradients of parameters; a large model keeps only its blocks' inputs, if it can."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     able = getattr(model, "_supports_gradient_checkpointing", False)
@@ -146,7 +146,7 @@ def _frozen(model: Any) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _used(model: Any, output: Tensor) -> Tensor:
+def used_output(model: Any, output: Tensor) -> Tensor:
     """What a sampler uses of the output: not the variance that some models predict beside it."""
     config = getattr(model, "config", {})
     channels, out = config.get("in_channels"), config.get("out_channels")

@@ -38,12 +38,13 @@ class CalibrationInfo(BaseModel):
     Attributes:
         source: pipeline the inputs come from.
         model: fingerprint of its transformer.
-        prompts: one trajectory each.
+        prompts: one trajectory each, or ``batch_size`` together.
         num_steps: denoising steps of a trajectory.
         steps: indices of the steps that are kept, ascending.
         guidance: classifier-free guidance scale.
         seed: prompt ``i`` starts from the noise of seed ``seed + i``.
         calls_per_step: how often a step calls the transformer.
+        batch_size: prompts that are sampled together; each such group is one trajectory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,13 @@ class CalibrationInfo(BaseModel):
     guidance: float
     seed: int
     calls_per_step: int = 1
+    batch_size: int = 1
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The prompts of each trajectory."""
+        starts = range(0, len(self.prompts), self.batch_size)
+        return tuple(self.prompts[start : start + self.batch_size] for start in starts)
 
     @property
     def prompts_sha256(self) -> str:
@@ -110,8 +118,8 @@ class CalibrationSet:
 
     @property
     def missing(self) -> list[int]:
-        """Indices of the prompts that are not yet recorded."""
-        return [i for i in range(len(self.info.prompts)) if not self._prompt_folder(i).is_dir()]
+        """Indices of the prompts, or groups of them, that are not yet recorded."""
+        return [i for i in range(len(self.info.groups)) if not self._prompt_folder(i).is_dir()]
 
     def __len__(self) -> int:
         """Number of calls when complete."""
@@ -123,14 +131,25 @@ class CalibrationSet:
 
     def calls(self, every: int = 1) -> Iterator[RecordedCall]:
         """One call in ``every``; each prompt, each step and each of its calls has a share."""
+        self.check_complete()
+        for place in self._chosen(every):
+            yield self._call(*place)
+
+    def call(self, number: int) -> RecordedCall:
+        """The call with this number, 0 … :meth:`count` - 1."""
+        return self._call(*self._chosen(1)[number])
+
+    def check_complete(self) -> None:
+        """:class:`CalibrationError` if prompts are missing."""
         if self.missing:
             raise CalibrationError(
-                f"{self.folder} is incomplete: {len(self.missing)} of {len(self.info.prompts)} "
+                f"{self.folder} is incomplete: {len(self.missing)} of {len(self.info.groups)} "
                 f"prompts are not recorded; record again to go on."
             )
-        for prompt, step, number in self._chosen(every):
-            path = self._prompt_folder(prompt) / _file_name(step, number)
-            yield RecordedCall(prompt, step, _read_call(path))
+
+    def _call(self, prompt: int, step: int, number: int) -> RecordedCall:
+        path = self._prompt_folder(prompt) / _file_name(step, number)
+        return RecordedCall(prompt, step, _read_call(path))
 
     def count(self, every: int = 1) -> int:
         """How many :meth:`calls` there are."""
@@ -140,7 +159,7 @@ class CalibrationSet:
         """(prompt, step, number within the step) of one call in ``every``."""
         return [
             (prompt, step, number)
-            for prompt in range(len(self.info.prompts))
+            for prompt in range(len(self.info.groups))
             for position, step in enumerate(self.info.steps)
             for number in range(self.info.calls_per_step)
             if (prompt + position + number) % every == 0

@@ -5,6 +5,7 @@ from viditq.nn.linear import EXACT_TENSORS, FP32_TENSORS, QuantLinear
 from viditq.nn.replace import empty_like, planned_layers, replace_
 from viditq.nn.restored import RestoredLinear, refuse_restored, refuse_saving_
 from viditq.nn.simulated import SimulatedLinear
+from viditq.nn.trainable import TrainableLinear, check_trainable
 
 __all__ = [
     "EXACT_TENSORS",
@@ -13,6 +14,8 @@ __all__ = [
     "QuantLinear",
     "RestoredLinear",
     "SimulatedLinear",
+    "TrainableLinear",
+    "check_trainable",
     "empty_like",
     "planned_layers",
     "refuse_restored",

@@ -4,9 +4,11 @@ record → observe → plan → quantize → save; the three in the middle, :mod
 as many layers at a time as fit into memory. Each stage leaves files beside the output from which an
 interrupted run goes on; the output directory itself appears whole or not at all, and is a complete
 diffusers pipeline: everything but the transformer is copied as it is. Of several transformers each
-is quantized for itself, from the steps that call it.
+is quantized for itself, from the steps that call it. A recipe that refines has more trajectories
+recorded, in batches, and ends with :mod:`viditq.refining`.
 """
 
+import copy
 import gc
 import json
 import math
@@ -14,7 +16,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from viditq.convert import check_finite
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError
 from viditq.files import atomic_directory, check_replaceable
-from viditq.pipelines.families import TRANSFORMER, family_named, transformers
+from viditq.pipelines.families import TRANSFORMER, family, family_named, transformers
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from viditq.pipelines.record import DEFAULT_KEPT_STEPS, own_folder, record
 from viditq.pipelines.sources import (
@@ -44,7 +46,8 @@ from viditq.pipelines.sources import (
 from viditq.plan import Plan
 from viditq.progress import Track, quiet
 from viditq.prompts import read_prompts
-from viditq.recipe import Recipe, load_recipe
+from viditq.recipe import Recipe, Refine, load_recipe
+from viditq.refining import check_memory, refine_
 from viditq.streaming import quantize_transformer_
 from viditq.zoo import catalog
 
@@ -57,6 +60,9 @@ FP32_NUMBERS = 1 << 32
 """A transformer with more numbers is calibrated in bf16 on a GPU, where it is 8 GiB and not 16."""
 
 DEFAULT_PROMPTS = 16
+LESSON_SEED = 1 << 20
+"""Seeds of samples to refine with begin so far from those of the calibration."""
+
 MEASURED_CALLS = 8
 """Recorded calls on which the finished transformer is compared with the float one."""
 
@@ -109,7 +115,7 @@ def quantize(
         raise PipelineError(f"{source} is quantized already; quantize the float pipeline.")
     beside = out.resolve()
     rounding = beside.with_name(f"{beside.name}.calibration")
-    work = Path(calibration or rounding)
+    work, lessons = Path(calibration or rounding), rounding / "lessons"
     given = calibration_prompts(source) if prompts is None else prompts
 
     def recorded_models() -> dict[str, nn.Module]:
@@ -129,6 +135,22 @@ def quantize(
             guidance=guidance,
             track=track,
         )
+        if recipe.refine is not None:
+            for model in models.values():
+                check_memory(model, resolve_device(device))
+            batch_size = min(recipe.refine.batch, family(pipe).max_batch or recipe.refine.batch)
+            record(
+                pipe,
+                _lesson_prompts(source, given, recipe.refine),
+                lessons,
+                source=str(source),
+                seed=seed + LESSON_SEED,
+                steps=steps,
+                kept=steps,
+                guidance=guidance,
+                batch_size=batch_size,
+                track=track,
+            )
         return models
 
     try:
@@ -138,6 +160,7 @@ def quantize(
             raise
         # What an earlier run with other settings left beside the output is ours to replace.
         shutil.rmtree(work)
+        shutil.rmtree(lessons, ignore_errors=True)
         models = recorded_models()
     gc.collect()
     made = {}
@@ -150,11 +173,22 @@ def quantize(
             CalibrationSet(own_folder(work / "recorded", name)),
             own_folder(rounding, name),
             statistics=own_folder(Path(calibration), name) if calibration else None,
+            lessons=own_folder(lessons, name),
             track=track,
         )
     _write(folder, index, out, made, str(source), overwrite)
     shutil.rmtree(rounding)  # which holds the calibration too, unless it is to be kept elsewhere
     return out
+
+
+def _lesson_prompts(source: str | Path, given: Sequence[str], settings: Refine) -> list[str]:
+    """One for each sample to refine with: of a bundled pipeline as many as there are, else those
+    that it is calibrated with again and again, each time with another seed."""
+    if str(source) in catalog.BUNDLED:
+        given = catalog.calibration_prompts(
+            str(source), min(settings.samples, catalog.MOST_PROMPTS)
+        )
+    return list(islice(cycle(given), settings.samples))
 
 
 def calibration_dtype(folder: Path, parts: Iterable[str], device: str) -> torch.dtype:
@@ -214,14 +248,23 @@ def _quantized(
     rounding: Path,
     *,
     statistics: Path | None,
+    lessons: Path,
     track: Track,
 ) -> _Quantized:
-    """``model``, quantized in place."""
+    """``model``, quantized in place, and refined if the recipe says so."""
     reference = _outputs(model, recorded, track)
+    float_model = copy.deepcopy(model) if recipe.refine is not None else None
     plan, diagnostics = quantize_transformer_(
         model, recipe, recorded, rounding, statistics=statistics, track=track
     )
-    measured = _measure(reference, _outputs(model, recorded, track), diagnostics)
+    refined = {}
+    if recipe.refine is not None and float_model is not None:
+        gained = refine_(
+            model, float_model, CalibrationSet(lessons), recipe.refine, rounding, track=track
+        )
+        refined = {"refining_gain_db": round(gained, 3)}
+        del float_model
+    measured = refined | _measure(reference, _outputs(model, recorded, track), diagnostics)
     return _Quantized(model, plan, diagnostics, recorded.info, measured)
 
 

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from viditq.calibration import CalibrationInfo, CalibrationSet, model_fingerprint, move
+from viditq.calibration import (
+    CalibrationInfo,
+    CalibrationSet,
+    model_fingerprint,
+    move,
+    trim_captions,
+)
 from viditq.errors import CalibrationError, InputError
 from viditq.pipelines.families import TRANSFORMER, family, transformers
 from viditq.pipelines.generate import DEFAULT_GUIDANCE, DEFAULT_STEPS, call
@@ -48,6 +54,7 @@ def record(
     steps: int = DEFAULT_STEPS,
     kept: int = DEFAULT_KEPT_STEPS,
     guidance: float = DEFAULT_GUIDANCE,
+    batch_size: int = 1,
     track: Track = quiet,
 ) -> CalibrationSet:
     """Record transformer inputs, one trajectory per prompt; goes on where it was interrupted.
@@ -62,7 +69,9 @@ def record(
         steps: denoising steps of a trajectory.
         kept: how many of them to keep.
         guidance: classifier-free guidance scale; above 1, both branches are recorded.
-        track: shows progress, in prompts.
+        batch_size: prompts that share a trajectory's calls. In larger ones than 1, caption tokens
+            that are padding for all of them are left out (:func:`trim_captions`).
+        track: shows progress, in prompts or groups of them.
 
     Returns:
         The calibration set, of several transformers that of the first.
@@ -71,10 +80,10 @@ def record(
         CalibrationError: ``folder`` holds a set with other settings, the pipeline calls its
             transformer less often than it has steps, or a transformer not at all.
     """
-    if not prompts or steps < 1 or kept < 1:
+    if not prompts or steps < 1 or kept < 1 or batch_size < 1:
         raise InputError(
-            f"Calibration needs at least one prompt, one step and one kept step, not "
-            f"{len(prompts)}, {steps} and {kept}."
+            f"Calibration needs at least one prompt, one step, one kept step and one prompt at a "
+            f"time, not {len(prompts)}, {steps}, {kept} and {batch_size}."
         )
     models = transformers(pipe)
     sets = {
@@ -89,15 +98,19 @@ def record(
                 guidance=guidance,
                 seed=seed,
                 calls_per_step=family(pipe).calls_per_step(guidance),
+                batch_size=batch_size,
             ),
         )
         for name, own in _steps_of(pipe, tuple(models), steps, kept).items()
     }
+    groups = sets[TRANSFORMER].info.groups
     missing = sorted({index for recorded in sets.values() for index in recorded.missing})
     for index in track(missing, "record", len(missing)):
         tape = _Tape(models, {name: recorded.info.steps for name, recorded in sets.items()})
         with tape:
-            call(pipe, [prompts[index]], [seed + index], steps, guidance, output_type="latent")
+            first, own = seed + index * batch_size, groups[index]
+            seeds = range(first, first + len(own))
+            call(pipe, own, seeds, steps, guidance, output_type="latent")
         if tape.step + 1 < steps:
             raise CalibrationError(
                 f"The pipeline made {tape.step + 1} of {steps} denoising steps; its scheduler does "
@@ -105,7 +118,10 @@ def record(
             )
         for name, recorded in sets.items():
             if index in recorded.missing:
-                recorded.write_prompt(index, tape.calls[name])
+                calls = tape.calls[name]
+                if batch_size > 1:
+                    calls = [(step, trim_captions(arguments)) for step, arguments in calls]
+                recorded.write_prompt(index, calls)
     return sets[TRANSFORMER]
 
 

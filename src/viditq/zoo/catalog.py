@@ -11,7 +11,14 @@ from pathlib import Path
 from viditq.errors import InputError, PipelineError
 from viditq.zoo.scenes import sample_scenes
 
-__all__ = ["BUNDLED", "bundled_path", "calibration_prompts", "held_out_prompts", "kind_of"]
+__all__ = [
+    "BUNDLED",
+    "MOST_PROMPTS",
+    "bundled_path",
+    "calibration_prompts",
+    "held_out_prompts",
+    "kind_of",
+]
 
 _STRESS = "-stress"
 # Each that is in bundled/, and what it makes.
@@ -21,8 +28,8 @@ _KINDS = {
     "shapes-stdit": "video",
 }
 BUNDLED: tuple[str, ...] = (*_KINDS, *(name + _STRESS for name in _KINDS))
-# Distinct held-out captions there are at least; asking for more is a mistake.
-_MOST_PROMPTS = 4096
+MOST_PROMPTS = 4096
+"""Distinct captions there are at least, held out and not; asking for more is a mistake."""
 
 
 def bundled_path(name: str) -> Path:
@@ -59,8 +66,8 @@ def kind_of(name: str) -> str:
 
 
 def _prompts(name: str, num: int, seed: int, *, held_out: bool) -> list[str]:
-    if not 1 <= num <= _MOST_PROMPTS:
-        raise InputError(f"{num} prompts were asked for; between 1 and {_MOST_PROMPTS} are there.")
+    if not 1 <= num <= MOST_PROMPTS:
+        raise InputError(f"{num} prompts were asked for; between 1 and {MOST_PROMPTS} are there.")
     scenes = sample_scenes(kind_of(name), held_out=held_out, seed=seed)
     return [scene.caption() for scene in islice(scenes, num)]
 

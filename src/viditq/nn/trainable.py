@@ -1,0 +1,127 @@
+"""``TrainableLinear``: a quantized layer whose codes, scales and biases have gradients.
+
+It computes what the :class:`~viditq.nn.QuantLinear` that it was made of computes, in floats: the
+same op quantizes its input, and its weight is the nearest codes of a *latent* weight, measured in
+steps of the grid. Rounding has no gradient, of the weight as little as of the input; it passes on
+the gradient of what it rounds (the straight-through estimator, arXiv 1308.3432), so a latent weight
+drifts until its code changes. A latent weight begins at its code, moved as far towards the float
+weight as the code allows: weights that were nearly rounded the other way are the first to change.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from viditq.errors import PlanError
+from viditq.nn.fp8 import Fp8Linear
+from viditq.nn.linear import QuantLinear
+from viditq.nn.simulated import SimulatedLinear
+from viditq.ops import block_hadamard, quantize_rows
+from viditq.quantizers import pack, unpack
+
+__all__ = ["TrainableLinear", "check_trainable"]
+
+NEAREST = 0.49
+"""How far, in steps, a latent weight may begin from its code: nearer to it than to another."""
+
+
+def check_trainable(layer: QuantLinear, name: str) -> None:
+    """:class:`PlanError` if ``layer``, called ``name``, has no :class:`TrainableLinear`."""
+    if isinstance(layer, SimulatedLinear | Fp8Linear) or layer.input_scale is not None:
+        raise PlanError(
+            f"{name} cannot be refined: that takes integer weights with one scale per channel and "
+            f"activations with one per token, without groups, zero points or a branch."
+        )
+
+
+class TrainableLinear(nn.Module):
+    """``y = Q((x / s) H) · (scale (1 + r) · round(latent))ᵀ + b + unit · t``.
+
+    All parameters are fp32 and move at one rate, since each has a unit of its own.
+
+    Attributes:
+        latent: (N, K), in steps of the grid.
+        scale_change: (N,) ``r``, relative to the scale.
+        bias_change: (N,) ``t``, in what a step in all K weights amounts to for inputs around 1; or
+            ``None``.
+    """
+
+    def __init__(self, layer: QuantLinear, weight: Tensor) -> None:
+        """Of ``layer``, which stays as it is, and the float ``weight`` (N, K) that it stands for.
+
+        Raises:
+            PlanError: the layer is of a kind that cannot be trained.
+        """
+        super().__init__()
+        check_trainable(layer, type(layer).__name__)
+        self.layer, fmt = [layer], layer.plan.weight_format  # in a list: no submodule
+        self.qmin, self.qmax = fmt.qmin, fmt.qmax
+        balanced = weight.float()
+        if layer.smooth is not None:
+            balanced = balanced * layer.smooth
+        balanced = block_hadamard(balanced, layer.hadamard)
+        codes = unpack(layer.weight, fmt, layer.in_features).float()
+        aside = (balanced / layer.scale[:, None] - codes).clamp(-NEAREST, NEAREST)
+        self.latent = nn.Parameter(codes + aside)
+        self.scale_change = nn.Parameter(torch.zeros_like(layer.scale))
+        bias = layer.bias
+        self.bias_change = None if bias is None else nn.Parameter(torch.zeros_like(layer.scale))
+        self.unit = layer.scale * layer.in_features**0.5
+
+    def forward(self, input: Tensor) -> Tensor:
+        layer = self.layer[0]
+        smooth, hadamard, bits, _ = layer.input_quantization
+        rows: Any = _Quantized.apply(input.reshape(-1, layer.in_features), smooth, hadamard, bits)
+        latent = self.latent
+        codes = latent + (self.codes() - latent).detach()
+        y = functional.linear(rows, codes * self.scale()[:, None], self.bias())
+        return y.to(input.dtype).reshape(*input.shape[:-1], layer.out_features)
+
+    def codes(self) -> Tensor:
+        """(N, K) float, whole numbers."""
+        return self.latent.detach().round().clamp(self.qmin, self.qmax)
+
+    def scale(self) -> Tensor:
+        """(N,) per output channel."""
+        return self.layer[0].scale * (1 + self.scale_change)
+
+    def bias(self) -> Tensor | None:
+        """(N,) fp32, or ``None``."""
+        bias = self.layer[0].bias
+        return None if bias is None else bias.float() + self.unit * self.bias_change
+
+    @torch.no_grad()
+    def keep_in_range_(self) -> None:
+        """Let no latent weight drift farther from the grid than its outermost cells reach."""
+        self.latent.clamp_(self.qmin - NEAREST, self.qmax + NEAREST)
+
+    @torch.no_grad()
+    def write_(self) -> QuantLinear:
+        """Put what was learned into the quantized layer, and return it."""
+        layer = self.layer[0]
+        fmt = layer.plan.weight_format
+        layer.weight.data = pack(self.codes().to(torch.int8), fmt)
+        scale, bias = self.scale().detach().clone(), self.bias()
+        layer.scale.data = scale
+        if layer.bias is not None and bias is not None:
+            layer.bias.data = bias.detach().to(layer.bias.dtype)
+        return layer
+
+
+class _Quantized(torch.autograd.Function):
+    """(M, K) float -> (M, K) fp32, balanced and on each row's grid; straight through backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, smooth: Tensor | None, hadamard: int, bits: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.smooth, ctx.hadamard, ctx.dtype = smooth, hadamard, x.dtype
+        codes, scale = quantize_rows(x, smooth, hadamard, bits)
+        return codes * scale[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = block_hadamard(gradient, ctx.hadamard)  # H is symmetric
+        if ctx.smooth is not None:
+            gradient = gradient / ctx.smooth
+        return gradient.to(ctx.dtype), None, None, None

@@ -1,0 +1,271 @@
+"""Refining: a quantized transformer learns to say what the float one says.
+
+Rounding settles each layer for itself and by second moments. What is left can be made smaller by
+looking at the output: along recorded trajectories the codes, scales and biases of all layers move
+together, by gradients, so that the quantized model's output comes nearer to the float model's
+(distillation; that a few codes and the scales suffice is known from AdaRound, arXiv 2004.10568, and
+LSQ, arXiv 1902.08153). Nothing is added to the model, which stays as large and as fast as it was.
+
+The loss is the mean *logarithm* of each sample's squared error: every step and every sample counts
+by what its error changes relatively. Plain squared error minds late steps and a few difficult
+samples alone. If a call has both branches of classifier-free guidance, what guidance makes of their
+errors counts as much as the branches by themselves, which another scale may join otherwise.
+
+It declines to touch what stays float, and to refine models that do not fit into a GPU's memory with
+their optimizer. Numbers drawn depend on the update's number alone, and the state is on disk every
+now and then, so an interrupted run goes on and ends as it would have.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from viditq.calibration import (
+    CalibrationSet,
+    check_recorded_from,
+    frozen,
+    move,
+    pad_captions,
+    used_output,
+)
+from viditq.convert import linear_named
+from viditq.errors import CalibrationError, PlanError
+from viditq.nn import QuantLinear, TrainableLinear, check_trainable
+from viditq.progress import Track, quiet
+from viditq.recipe import Refine
+
+__all__ = ["check_memory", "refine_"]
+
+RATE, WARM_UP = 3e-4, 50
+"""The rate of Adam at its highest, in each parameter's unit, and the updates until then."""
+
+CALLS = 4
+"""Recorded calls, of different steps and samples, that an update learns from."""
+
+SAVE_EVERY = 100
+"""Updates between two states on disk."""
+
+FLOOR = 1e-10
+"""Share of the output's power below which an error does not count as smaller."""
+
+BYTES_PER_WEIGHT = 24
+"""Both models, latent weights, their gradients and Adam's two moments, in fp32."""
+
+
+def refine_(
+    model: nn.Module,
+    reference: nn.Module,
+    recorded: CalibrationSet,
+    settings: Refine,
+    folder: str | Path,
+    *,
+    track: Track = quiet,
+) -> float:
+    """Refine the quantized layers of ``model`` in place.
+
+    Args:
+        model: the quantized transformer, not fused.
+        reference: the float transformer that it was made of, on the same device.
+        recorded: calls of ``reference`` along its own trajectories.
+        settings: how long.
+        folder: for the state, from which an interrupted run goes on. It may be removed afterwards.
+        track: shows progress.
+
+    Returns:
+        By how many dB the loss of the last tenth of all updates is below that of the first.
+
+    Raises:
+        PlanError: a layer is of a kind that cannot be refined.
+        CalibrationError: the calls are of another model, incomplete, or cannot be put together.
+    """
+    check_recorded_from(reference, recorded)
+    recorded.check_complete()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+    if not layers:
+        raise PlanError("There are no quantized layers to refine; quantize the model first.")
+    for name, layer in layers.items():
+        check_trainable(layer, name)
+    state = _State(Path(folder) / "refined", settings, recorded)
+    with frozen(model), frozen(reference):
+        trained = {
+            name: TrainableLinear(layer, linear_named(reference, name).weight.detach())
+            for name, layer in layers.items()
+        }
+        with _in_places(model, trained, layers):
+            parameters = [p for layer in trained.values() for p in layer.parameters()]
+            adam = torch.optim.Adam(parameters, RATE, betas=(0.9, 0.99), eps=1e-15)
+            begun, losses = state.load(adam, parameters)
+            updates = range(begun, settings.updates)
+            for number in track(updates, "refine", len(updates)):
+                for group in adam.param_groups:
+                    group["lr"] = _rate(number, settings.updates)
+                adam.zero_grad(set_to_none=True)
+                loss = _loss(model, reference, recorded, number)
+                loss.backward()
+                adam.step()
+                for layer in trained.values():
+                    layer.keep_in_range_()
+                losses.append(loss.item())
+                if (number + 1) % SAVE_EVERY == 0:
+                    state.save(adam, parameters, losses)
+    for layer in trained.values():
+        layer.write_()
+    tenth = max(1, len(losses) // 10)
+    gained = sum(losses[:tenth]) / tenth - sum(losses[-tenth:]) / tenth
+    return 10 / math.log(10) * gained
+
+
+def check_memory(model: nn.Module, device: torch.device) -> None:
+    """:class:`PlanError` if ``model`` is too large to be refined on ``device``, a GPU."""
+    if device.type != "cuda":
+        return
+    needed = BYTES_PER_WEIGHT * sum(parameter.numel() for parameter in model.parameters())
+    there = torch.cuda.get_device_properties(device).total_memory
+    if needed > there:
+        raise PlanError(
+            f"Refining this transformer takes {needed / 2**30:.0f} GiB and more, the GPU has "
+            f"{there / 2**30:.0f}; take the recipe without [refine]."
+        )
+
+
+@contextmanager
+def _in_places(
+    model: nn.Module, inside: Mapping[str, nn.Module], before: Mapping[str, nn.Module]
+) -> Iterator[None]:
+    """While entered, ``model`` has the layers ``inside``, then those of ``before`` again."""
+    for name, layer in inside.items():
+        model.set_submodule(name, layer)
+    try:
+        yield
+    finally:
+        for name, layer in before.items():
+            model.set_submodule(name, layer)
+
+
+def _rate(number: int, updates: int) -> float:
+    """Up in a straight line, then down along a cosine."""
+    warm = min(1.0, (number + 1) / min(WARM_UP, updates))
+    return RATE * warm * 0.5 * (1 + math.cos(math.pi * number / updates))
+
+
+def _loss(model: nn.Module, reference: nn.Module, recorded: CalibrationSet, number: int) -> Tensor:
+    """() the mean logarithm of the squared errors in the calls of update ``number``."""
+    generator = torch.Generator().manual_seed(number)
+    chosen = torch.randint(len(recorded), (CALLS,), generator=generator)
+    device = next(reference.parameters()).device
+    calls = [recorded.call(int(each)) for each in chosen]
+    rows = [len(call.arguments["hidden_states"]) for call in calls]
+    arguments = move(_together(pad_captions([call.arguments for call in calls]), rows), device)
+    arguments["return_dict"] = False
+    with torch.no_grad():
+        target = used_output(reference, reference(**arguments)[0]).float()
+    with _tf32():
+        output = used_output(model, model(**arguments)[0]).float()
+        errors, power, found = (output - target).split(rows), target.square().mean(), []
+        for call, own in zip(calls, errors, strict=True):
+            samples = len(recorded.info.groups[call.prompt])
+            kinds = _errors(own, samples, recorded.info.guidance)
+            logs = [(e.square().flatten(1).mean(1) + FLOOR * power).log().mean() for e in kinds]
+            found.append(torch.stack(logs).mean())
+        return torch.stack(found).mean()
+
+
+def _errors(error: Tensor, samples: int, guidance: float) -> list[Tensor]:
+    """Of one call's ``error`` (rows, …), what counts: itself, and if its rows are the branches of
+    guidance, without and with the prompt, also what guidance makes of both (``samples``, …)."""
+    if len(error) != 2 * samples:
+        return [error]
+    without, with_prompt = error.chunk(2)
+    return [error, without + guidance * (with_prompt - without)]
+
+
+def _together(calls: Sequence[Any], rows: Sequence[int], name: str = "") -> Any:
+    """The arguments of several calls as those of one: what has a row for each of a call's rows is
+    put together, the rest must agree."""
+    first = calls[0]
+    if isinstance(first, Mapping):
+        return {key: _together([call[key] for call in calls], rows, key) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_together(parts, rows, name) for parts in zip(*calls, strict=True))
+    if isinstance(first, Tensor):
+        by_row = all(x.ndim and len(x) == n for x, n in zip(calls, rows, strict=True))
+        if by_row and len({x.shape[1:] for x in calls}) == 1:
+            return torch.cat(list(calls))
+        agree = not by_row and all(torch.equal(first, x) for x in calls)
+    else:
+        agree = all(first == x for x in calls)
+    if not agree:
+        raise CalibrationError(
+            f"The calls to refine with pass different {name} to the transformer, which cannot be "
+            f"put together; take the recipe without [refine]."
+        )
+    return first
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Let fp32 products on a GPU be TF32: gradients need no more."""
+    backend = torch.backends.cuda.matmul
+    before = backend.allow_tf32
+    backend.allow_tf32 = True
+    try:
+        yield
+    finally:
+        backend.allow_tf32 = before
+
+
+class _State:
+    """Parameters, Adam's moments and losses so far, in one file."""
+
+    def __init__(self, file: Path, settings: Refine, recorded: CalibrationSet) -> None:
+        self._file = file.with_suffix(".safetensors")
+        origin = f"{settings.model_dump_json()}{recorded.info.model_dump_json()}"
+        self._origin = hashlib.sha256(origin.encode()).hexdigest()
+
+    def save(
+        self, adam: torch.optim.Adam, parameters: Sequence[Tensor], losses: Sequence[float]
+    ) -> None:
+        tensors = {}
+        for i, parameter in enumerate(parameters):
+            tensors[f"{i}"] = parameter.detach().cpu()
+            for key, value in adam.state[parameter].items():
+                tensors[f"{i}.{key}"] = torch.as_tensor(value).cpu()
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        part = self._file.with_suffix(".part")
+        save_file(tensors, part, {"origin": self._origin, "losses": json.dumps(list(losses))})
+        part.replace(self._file)
+
+    @torch.no_grad()
+    def load(self, adam: torch.optim.Adam, parameters: Sequence[Tensor]) -> tuple[int, list[float]]:
+        """Fill in what an earlier run of the same origin left; updates it made, and its losses."""
+        if not self._file.exists():
+            return 0, []
+        try:
+            with safe_open(self._file, "pt") as file:
+                facts = file.metadata() or {}
+                if facts.get("origin") != self._origin:
+                    return 0, []
+                losses = json.loads(facts["losses"])
+                for i, parameter in enumerate(parameters):
+                    parameter.copy_(file.get_tensor(f"{i}"))
+                    adam.state[parameter] = {
+                        key: file.get_tensor(f"{i}.{key}").to(
+                            "cpu" if key == "step" else parameter.device
+                        )
+                        for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise CalibrationError(
+                f"{self._file} cannot be read as the state of refining ({error}); remove it and "
+                f"call again."
+            ) from None
+        return len(losses), losses
