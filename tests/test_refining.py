@@ -16,7 +16,7 @@ from viditq.refining import refine_
 from viditq.streaming import quantize_transformer_
 
 PROMPTS = ("a red star", "a small blue square moving left over green", "a circle", "a heart")
-SETTINGS = Refine(updates=40, samples=4, batch=2)
+SETTINGS = Refine(updates=40, samples=4, batch=4)
 
 
 class Killed(BaseException):
@@ -74,7 +74,7 @@ def same(a, b) -> bool:
 def test_the_output_comes_nearer_to_the_float_one(models, lessons, tmp_path):
     reference, model = models
     before, start = error(model, reference, lessons), states(model)
-    gained = refine_(model, reference, lessons, Refine(updates=150), tmp_path)
+    gained = refine_(model, reference, lessons, Refine(updates=150, batch=8), tmp_path)
     assert gained > 0
     assert error(model, reference, lessons) < 0.7 * before
     changed = {
@@ -138,9 +138,9 @@ def test_other_settings_begin_anew(models, lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(refining, "SAVE_EVERY", 1)
     reference, model = models
     first = copy.deepcopy(model)
-    refine_(first, reference, lessons, Refine(updates=2), tmp_path / "a")
-    refine_(copy.deepcopy(model), reference, lessons, Refine(updates=3), tmp_path / "b")
-    refine_(model, reference, lessons, Refine(updates=2), tmp_path / "b")
+    refine_(first, reference, lessons, Refine(updates=2, batch=2), tmp_path / "a")
+    refine_(copy.deepcopy(model), reference, lessons, Refine(updates=3, batch=2), tmp_path / "b")
+    refine_(model, reference, lessons, Refine(updates=2, batch=2), tmp_path / "b")
     assert same(states(first), states(model))
 
 

@@ -105,12 +105,12 @@ class Refine(Value):
     Attributes:
         updates: of codes, scales and biases.
         samples: sampling trajectories of the float model to learn from.
-        batch: samples that are recorded, and learned from, together.
+        batch: samples that an update learns from.
     """
 
     updates: int = Field(default=1000, ge=1, strict=True)
     samples: int = Field(default=1024, ge=1, strict=True)
-    batch: int = Field(default=32, ge=1, strict=True)
+    batch: int = Field(default=128, ge=1, strict=True)
 
 
 class Recipe(Value):

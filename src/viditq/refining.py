@@ -21,6 +21,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from viditq.calibration import (
     CalibrationSet,
+    RecordedCall,
     check_recorded_from,
     frozen,
     move,
@@ -47,9 +50,6 @@ __all__ = ["check_memory", "refine_"]
 
 RATE, WARM_UP = 3e-4, 50
 """The rate of Adam at its highest, in each parameter's unit, and the updates until then."""
-
-CALLS = 4
-"""Recorded calls, of different steps and samples, that an update learns from."""
 
 SAVE_EVERY = 100
 """Updates between two states on disk."""
@@ -109,8 +109,7 @@ def refine_(
                 for group in adam.param_groups:
                     group["lr"] = _rate(number, settings.updates)
                 adam.zero_grad(set_to_none=True)
-                loss = _loss(model, reference, recorded, number)
-                loss.backward()
+                loss = _loss(model, reference, recorded, number, settings.batch)
                 adam.step()
                 for layer in trained.values():
                     layer.keep_in_range_()
@@ -157,26 +156,46 @@ def _rate(number: int, updates: int) -> float:
     return RATE * warm * 0.5 * (1 + math.cos(math.pi * number / updates))
 
 
-def _loss(model: nn.Module, reference: nn.Module, recorded: CalibrationSet, number: int) -> Tensor:
-    """() the mean logarithm of the squared errors in the calls of update ``number``."""
+def _loss(
+    model: nn.Module, reference: nn.Module, recorded: CalibrationSet, number: int, batch: int
+) -> Tensor:
+    """() the mean logarithm of the squared errors in the calls of update ``number``; its gradient
+    is in the parameters of ``model``."""
     generator = torch.Generator().manual_seed(number)
-    chosen = torch.randint(len(recorded), (CALLS,), generator=generator)
+    count = -(-batch // recorded.info.batch_size)
+    chosen = torch.randint(len(recorded), (count,), generator=generator)
     device = next(reference.parameters()).device
     calls = [recorded.call(int(each)) for each in chosen]
-    rows = [len(call.arguments["hidden_states"]) for call in calls]
-    arguments = move(_together(pad_captions([call.arguments for call in calls]), rows), device)
-    arguments["return_dict"] = False
-    with torch.no_grad():
-        target = used_output(reference, reference(**arguments)[0]).float()
-    with _tf32():
-        output = used_output(model, model(**arguments)[0]).float()
-        errors, power, found = (output - target).split(rows), target.square().mean(), []
-        for call, own in zip(calls, errors, strict=True):
-            samples = len(recorded.info.groups[call.prompt])
-            kinds = _errors(own, samples, recorded.info.guidance)
-            logs = [(e.square().flatten(1).mean(1) + FLOOR * power).log().mean() for e in kinds]
-            found.append(torch.stack(logs).mean())
-        return torch.stack(found).mean()
+    total = torch.zeros((), device=device)
+    for alike in _alike(calls):
+        rows = [len(call.arguments["hidden_states"]) for call in alike]
+        arguments = move(_together([call.arguments for call in alike], rows), device)
+        arguments["return_dict"] = False
+        with torch.no_grad():
+            target = used_output(reference, reference(**arguments)[0]).float()
+        with _tf32():
+            error = used_output(model, model(**arguments)[0]).float() - target
+            floor, logs = FLOOR * target.square().mean(), []
+            for call, own in zip(alike, error.split(rows), strict=True):
+                samples = len(recorded.info.groups[call.prompt])
+                for kind in (kinds := _errors(own, samples, recorded.info.guidance)):
+                    squares = kind.square().flatten(1).mean(1)
+                    logs.append((squares + floor).log().mean() / len(kinds))
+            loss = torch.stack(logs).sum() / count
+            loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _alike(calls: Sequence[RecordedCall]) -> list[list[RecordedCall]]:
+    """The calls in groups that can be put together: of captions without a mask, those of one
+    length."""
+    groups: dict[str, list[RecordedCall]] = {}
+    for call, arguments in zip(calls, pad_captions([c.arguments for c in calls]), strict=True):
+        leaves, spec = tree_flatten(arguments)
+        kinds = [tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        groups.setdefault(f"{spec}{kinds}", []).append(replace(call, arguments=arguments))
+    return list(groups.values())
 
 
 def _errors(error: Tensor, samples: int, guidance: float) -> list[Tensor]:

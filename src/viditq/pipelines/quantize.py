@@ -62,6 +62,8 @@ FP32_NUMBERS = 1 << 32
 DEFAULT_PROMPTS = 16
 LESSON_SEED = 1 << 20
 """Seeds of samples to refine with begin so far from those of the calibration."""
+LESSON_BATCH = 32
+"""How many of them are recorded together, unless the pipeline makes fewer."""
 
 MEASURED_CALLS = 8
 """Recorded calls on which the finished transformer is compared with the float one."""
@@ -138,7 +140,8 @@ def quantize(
         if recipe.refine is not None:
             for model in models.values():
                 check_memory(model, resolve_device(device))
-            batch_size = min(recipe.refine.batch, family(pipe).max_batch or recipe.refine.batch)
+            most = family(pipe).max_batch or LESSON_BATCH
+            batch_size = min(recipe.refine.batch, recipe.refine.samples, LESSON_BATCH, most)
             record(
                 pipe,
                 _lesson_prompts(source, given, recipe.refine),
