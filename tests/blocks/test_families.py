@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -144,6 +145,11 @@ FAMILIES = {
 }
 CLASSES = [(name, kind) for name, family in FAMILIES.items() for kind in family.ops]
 
+# What a code that flips moves a block's output by, relative to its norm: it is 1/127 of a row in
+# one of 32 channels. Sums in another order flip one now and then, and which ones differs from one
+# processor to the next: drop-in layers whose input moves by an fp32 rounding give up to 0.0005.
+FLIP = 1e-3
+
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
@@ -193,12 +199,12 @@ def every(change: Callable[[Any], Any], arguments: dict[str, Any]) -> dict[str, 
 class TestModel:
     @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
     def test_fused_is_drop_in_but_for_a_few_codes(self, name, plan):
-        """Some code may flip, which is 1/127 of a row in one of 32 channels."""
+        """Flips in several blocks add up like errors that do not depend on each other."""
         model, inputs = make(name, plan), CASES[name].inputs()
         expected = denoise(model, inputs)
         blocks = sum(FAMILIES[name].blocks.values())
         assert fuse_(model) == blocks
-        assert distance(denoise(model, inputs), expected) <= 1e-3
+        assert distance(denoise(model, inputs), expected) <= FLIP * math.sqrt(blocks)
         assert unfuse_(model) == blocks
         assert torch.equal(denoise(model, inputs), expected)
 
@@ -269,7 +275,7 @@ class TestBlock:
             assert fuse_(call.block) == 1
             y = call.run()
             assert y.shape == expected.shape
-            assert distance(y, expected) <= 1e-3
+            assert distance(y, expected) <= FLIP
             assert ((y - expected).abs().amax(-1) > 1e-5 * expected.abs().amax()).sum() <= 1
 
     def test_ops(self, case, count_ops):
@@ -310,8 +316,8 @@ class TestBlock:
             for block in (expected, fused):
                 block.set_submodule(layer, Wrapper(block.get_submodule(layer)))
             y = call.run(fused)
-            assert distance(y, call.run(expected)) <= 1e-4, layer
-            assert distance(y, before) > 1e-4, layer
+            assert distance(y, call.run(expected)) <= FLIP, layer
+            assert distance(y, before) > 3 * FLIP, layer
             ops = count_ops(lambda block=fused: call.run(block))
             reads_alone = layer == "attn.to_qkv_mlp_proj"  # what the block's one fused op makes
             assert "norm_quantize" in ops or "gelu_quantize" in ops or reads_alone, layer
@@ -328,10 +334,10 @@ class TestBlock:
             before = call.run(fused)
             for block in (expected, fused):
                 norm = block.get_submodule(name)
-                norm.register_forward_hook(lambda module, args, y: y.flip(-1) * 2)
+                norm.register_forward_hook(lambda module, args, y: y.flip(-1) * 4)
             y = call.run(fused)
-            assert distance(y, call.run(expected)) <= 1e-4, name
-            assert distance(y, before) > 1e-4, name
+            assert distance(y, call.run(expected)) <= FLIP, name
+            assert distance(y, before) > 3 * FLIP, name
 
     def test_a_float_layer(self, case):
         call = calls(*case)[0]
@@ -343,13 +349,13 @@ class TestBlock:
             block.set_submodule(layer, new)
             expected = call.run(block)
             assert fuse_(block) == 1
-            assert distance(call.run(block), expected) <= 1e-4, layer
+            assert distance(call.run(block), expected) <= FLIP, layer
 
     def test_static_activations(self, case):
         call = calls(*case, LayerPlan(granularity="tensor"))[0]
         expected = call.run()
         assert fuse_(call.block) == 1
-        assert distance(call.run(), expected) <= 1e-3
+        assert distance(call.run(), expected) <= FLIP
 
 
 def watched(block: nn.Module) -> dict[str, torch.Tensor]:
@@ -377,7 +383,7 @@ class Wrapper(nn.Module):
         self.lora = nn.Linear(base_layer.in_features, base_layer.out_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base_layer(x) + self.lora(x)
+        return self.base_layer(x) + 4 * self.lora(x)
 
 
 class TestDeclined:
