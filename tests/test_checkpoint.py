@@ -19,7 +19,7 @@ from viditq.models import adapter_for
 from viditq.nn import QuantLinear
 from viditq.plan import LayerPlan, Plan
 
-PRESETS = ["w8a8-naive", "w8a8", "w6a6", "w4a8-naive", "w4a8"]
+PRESETS = ["w8a8-naive", "w8a8", "w6a6", "w4a8-naive", "w4a8", "w4a8-tcq"]
 # Seeds far from those of calibration; captions of two lengths.
 SAMPLES = {"prompts": ["a blue star", "a large red circle over green"], "seeds": [101, 102]}
 
@@ -436,7 +436,8 @@ class TestInspect:
         # Scales are 32 bits in 32 … 128 weights, smoothing as much again; never below the codes.
         assert bits < summary.weight_bits <= bits + 2.5
         assert sum(d.size_bytes for d in summary.layers.values()) == size
-        assert {d.weight_format for d in summary.layers.values()} == {f"int{bits}"}
+        name = "tcq4" if preset == "w4a8-tcq" else f"int{bits}"
+        assert {d.weight_format for d in summary.layers.values()} == {name}
 
     def test_a_transformers_folder_says_the_same(self, quantized):
         source = quantized("image", "w8a8")

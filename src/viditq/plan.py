@@ -41,7 +41,7 @@ ROLES = (
     "ffn.down",
 )
 
-WeightFormat = Literal["int8", "int6", "int4", "fp8"]
+WeightFormat = Literal["int8", "int6", "int4", "tcq4", "fp8"]
 ActivationFormat = Literal["int8", "int6", "int4", "fp8"]
 Granularity = Literal["token", "tensor"]
 Profile = Literal["static", "max", "salience"]
@@ -62,7 +62,8 @@ class LayerPlan(Value):
     """How one linear layer is quantized.
 
     Attributes:
-        weight: format of the weight, one scale per output channel.
+        weight: format of the weight, one scale per output channel; ``tcq4`` is int4's size, and
+            trellis-coded.
         activation: format of the input; ``fp8`` goes with an ``fp8`` weight only.
         granularity: ``token`` (dynamic, one scale per row) or ``tensor`` (static, one scale in
             all, from calibration; without balancing, the naive baseline).
@@ -110,6 +111,13 @@ class LayerPlan(Value):
         ):
             raise ValueError(
                 "fp8 is rounded to nearest, per channel and token, not clipped, without a branch"
+            )
+        if self.weight == "tcq4" and (
+            self.rounding == "nearest" or self.group or self.zero_point or self.rank or self.clip
+        ):
+            raise ValueError(
+                "tcq4 is rounded by gptq or two_sided, which also find its scale: no clip, group, "
+                "zero point or branch"
             )
         if self.group and self.granularity == "tensor":
             raise ValueError("a static scale per tensor has no group")

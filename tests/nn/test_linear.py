@@ -10,13 +10,14 @@ from viditq.formats import FORMATS
 from viditq.nn import FP32_TENSORS, QuantLinear, empty_like
 from viditq.ops import block_hadamard, quantize_rows
 from viditq.plan import LayerPlan
-from viditq.quantizers import pack
+from viditq.quantizers import levels, pack
 
 # Weights of every format; 8- and 6-bit activations; each transform alone, both, and the baseline.
 PLANS = {
     "w8a8": LayerPlan(),
     "w6a6": LayerPlan(weight="int6", activation="int6", smooth=0.5, hadamard=4),
     "w4a8": LayerPlan(weight="int4", smooth=0.5, hadamard=128),
+    "tcq": LayerPlan(weight="tcq4", smooth=0.5, hadamard=16, rounding="gptq"),
     "rotated": LayerPlan(hadamard=16),
     "smoothed": LayerPlan(weight="int4", smooth=0.0),
     "naive": LayerPlan(granularity="tensor"),
@@ -30,7 +31,7 @@ EVERY_PLAN = pytest.mark.parametrize("name", PLANS)
 def filled(
     plan: LayerPlan, k: int, n: int = 5, bias: bool = True
 ) -> tuple[QuantLinear, torch.Tensor]:
-    """A layer with random contents and its codes (N, K)."""
+    """A layer with random contents and what its codes stand for, (N, K) in steps of the scale."""
     layer, fmt = QuantLinear(k, n, bias, plan), plan.weight_format
     codes = torch.randint(fmt.qmin, fmt.qmax + 1, (n, k), dtype=torch.int8)
     layer.weight.data = pack(codes, fmt)
@@ -42,7 +43,7 @@ def filled(
     if layer.input_scale is not None:
         # Its range holds what the tests' smoothing and a rotation make of ±2.5.
         layer.input_scale.data = torch.tensor(0.02 if layer.smooth is None else 0.04)
-    return layer, codes
+    return layer, levels(codes, fmt)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

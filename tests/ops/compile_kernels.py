@@ -184,6 +184,16 @@ def product_kernels() -> Iterator[Case]:
             {"num_warps": 1},
             at_most={"stack_bytes": 0, "barriers": 1},
         )
+    from viditq.ops.unpack_tcq4.triton import kernel as trellis_kernel
+
+    yield Case(
+        "unpack tcq4",
+        trellis_kernel,
+        {"packed": "*u8", "weight": "*i8", "FEATURES": 4608, "BLOCKS": 3, "BYTES": 1024},
+        {"num_warps": 4},
+        at_most={"stack_bytes": 0, "barriers": 0},
+        at_least={"stores_of_16_bytes": 1},
+    )
     yield Case(
         "unpack int4",
         unpack_kernel,

@@ -136,7 +136,7 @@ class TestPipelinesMadeElsewhere:
         ],
         ids=["36", "36 video", "32 of 48"],
     )
-    @pytest.mark.parametrize("preset", ["w4a8", "w6a6"])
+    @pytest.mark.parametrize("preset", ["w4a8", "w6a6", "w4a8-tcq"])
     def test_of_odd_sizes(self, tmp_path, make, sizes, preset):
         source = tiny.saved(make(**sizes), tmp_path / "float")
         arguments = {**SHORT, "preset": preset, "prompts": PROMPTS[:1]}

@@ -17,12 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from viditq.balancing import Balance, random_signs, rotation_block
 from viditq.convert import group_layers, linear_named
 from viditq.errors import PipelineError
+from viditq.formats import TCQ4
 from viditq.models import LayerInfo, adapter_for, loaded_dtype, transformer_class
 from viditq.nn import QuantLinear, empty_like
 from viditq.ops import fastest_backend
 from viditq.ops.quantize_rows import balance_rows
 from viditq.plan import LayerPlan
-from viditq.quantizers import minmax_scale, pack, round_nearest
+from viditq.quantizers import levels, minmax_scale, pack, round_nearest
 
 __all__ = [
     "attention_kernels",
@@ -125,12 +126,14 @@ def _quantized(
     linear: nn.Linear, plan: LayerPlan, balance: Balance, amax: Tensor | None
 ) -> QuantLinear:
     weight = balance.weight(linear.weight.detach().float())
-    scale = minmax_scale(weight, plan.weight_format)
-    quantized = empty_like(linear, plan)
-    quantized.weight.data = pack(
-        round_nearest(weight, scale, plan.weight_format), plan.weight_format
-    )
-    quantized.scale.data = scale
+    quantized, fmt = empty_like(linear, plan), plan.weight_format
+    if fmt is TCQ4:  # random codes are as good as a search for them
+        codes = torch.randint(-8, 8, weight.shape, dtype=torch.int8, device=weight.device)
+        scale = weight.std(1) / levels(codes, fmt).float().std()
+    else:
+        scale = minmax_scale(weight, fmt)
+        codes = round_nearest(weight, scale, fmt)
+    quantized.weight.data, quantized.scale.data = pack(codes, fmt), scale
     if quantized.bias is not None:
         quantized.bias.data = (
             torch.zeros_like(quantized.bias) if linear.bias is None else linear.bias.data

@@ -45,7 +45,7 @@ def multiply(
     if len(layers) == 1:
         return _product(codes, x_scale, first, *first.operands, dtype, gate, residual)
     weights, scales, biases = _parameters(layers)
-    if torch.compiler.is_compiling() and first.plan.weight != "int6":
+    if torch.compiler.is_compiling() and first.plan.weight in ("int8", "int4"):
         packed = first.plan.weight == "int4"
         return joint_linear(
             codes,

@@ -29,10 +29,11 @@ NEAREST = 0.49
 
 def check_trainable(layer: QuantLinear, name: str) -> None:
     """:class:`PlanError` if ``layer``, called ``name``, has no :class:`TrainableLinear`."""
-    if isinstance(layer, SimulatedLinear | Fp8Linear) or layer.input_scale is not None:
+    other = isinstance(layer, SimulatedLinear | Fp8Linear) or layer.plan.weight == "tcq4"
+    if other or layer.input_scale is not None:
         raise PlanError(
-            f"{name} cannot be refined: that takes integer weights with one scale per channel and "
-            f"activations with one per token, without groups, zero points or a branch."
+            f"{name} cannot be refined: that takes int8, int6 or int4 weights with one scale per "
+            f"channel and activations with one per token, without groups, zero points or a branch."
         )
 
 

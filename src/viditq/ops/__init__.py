@@ -23,6 +23,7 @@ from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
 from viditq.ops.quantize_rows import balance_rows, quantize_rows
 from viditq.ops.registration import BACKENDS, fastest_backend, use_backend
 from viditq.ops.round_columns import round_columns
+from viditq.ops.unpack_tcq4 import unpack_tcq4, window_values
 
 __all__ = [
     "BACKENDS",
@@ -46,5 +47,7 @@ __all__ = [
     "round_columns",
     "unpack_int4",
     "unpack_int6",
+    "unpack_tcq4",
     "use_backend",
+    "window_values",
 ]

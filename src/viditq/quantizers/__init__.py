@@ -2,7 +2,7 @@
 
 from viditq.quantizers.grid import Grid, fake_quantize, grid_between, minmax_grid, search_grid
 from viditq.quantizers.low_rank import split_low_rank
-from viditq.quantizers.packing import pack, unpack
+from viditq.quantizers.packing import levels, pack, unpack
 from viditq.quantizers.rounding import round_gptq, round_nearest
 from viditq.quantizers.scales import minmax_scale, output_error
 from viditq.quantizers.two_sided import round_two_sided, two_sided_error
@@ -14,6 +14,7 @@ __all__ = [
     "Rounded",
     "fake_quantize",
     "grid_between",
+    "levels",
     "minmax_grid",
     "minmax_scale",
     "output_error",

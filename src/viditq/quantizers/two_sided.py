@@ -17,13 +17,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from viditq.formats import Format
-from viditq.quantizers.rounding import Metric, round_in
+from viditq.formats import TCQ4, Format
+from viditq.quantizers.metric import Metric
+from viditq.quantizers.packing import levels
+from viditq.quantizers.rounding import round_in
 
 __all__ = ["round_two_sided", "two_sided_error"]
 
 PARTS = 16
 """Rows are rounded in this many parts, one after the other."""
+
+TRELLIS_PARTS = 64
+"""For trellis-coded numbers, whose rows take as long however they are parted."""
 
 
 def round_two_sided(
@@ -53,12 +58,12 @@ def round_two_sided(
     """
     metric = Metric.of(moment)
     layers = [
-        _Rows(weight.float(), scale.float(), Metric.of(gradient, damping))
+        _Rows(weight.float(), scale.float(), fmt, Metric.of(gradient, damping))
         for weight, scale, gradient in zip(weights, scales, gradients, strict=True)
     ]
-    for part in range(PARTS):
+    for part in range(parts := TRELLIS_PARTS if fmt is TCQ4 else PARTS):
         # Layers do not mind each other, so the same part of each is rounded in one go.
-        spans = [layer.span(part) for layer in layers]
+        spans = [layer.span(part, parts) for layer in layers]
         sizes = [span.stop - span.start for span in spans]
         pairs = list(zip(layers, spans, strict=True))
         target = torch.cat([layer.target(span) for layer, span in pairs])
@@ -79,15 +84,15 @@ def two_sided_error(error: Tensor, moment: Tensor, gradient: Tensor) -> float:
 class _Rows:
     """One layer while its rows are being rounded, those that cost most first."""
 
-    def __init__(self, weight: Tensor, scale: Tensor, metric: Metric) -> None:
-        self.order, self.root = metric.order, metric.root
+    def __init__(self, weight: Tensor, scale: Tensor, fmt: Format, metric: Metric) -> None:
+        self.fmt, self.order, self.root = fmt, metric.order, metric.root
         self.weight, self.scale = weight[self.order], scale[self.order]
         self.error = torch.empty_like(self.weight)
         self.codes = torch.zeros(weight.shape, dtype=torch.int8, device=weight.device)
 
-    def span(self, part: int) -> slice:
+    def span(self, part: int, parts: int) -> slice:
         rows = len(self.weight)
-        return slice(part * rows // PARTS, (part + 1) * rows // PARTS)
+        return slice(part * rows // parts, (part + 1) * rows // parts)
 
     def target(self, span: slice) -> Tensor:
         """These rows, moved by what those before them could not hold."""
@@ -100,7 +105,7 @@ class _Rows:
         """Fix these rows."""
         self.codes[span], self.scale[span] = codes, scale
         steps = scale if scale.ndim == 2 else scale[:, None]
-        self.error[span] = self.weight[span] - codes * steps
+        self.error[span] = self.weight[span] - levels(codes, self.fmt) * steps
 
     def result(self) -> tuple[Tensor, Tensor]:
         back = self.order.argsort()

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from viditq.formats import TCQ4, Format
 from viditq.plan import LayerPlan
 from viditq.quantizers.grid import Grid, minmax_grid, search_grid
 from viditq.quantizers.low_rank import split_low_rank
+from viditq.quantizers.packing import levels
 from viditq.quantizers.rounding import round_gptq
 from viditq.quantizers.two_sided import round_two_sided
 
@@ -28,16 +30,18 @@ class Rounded:
     Attributes:
         codes: (N, K) int8, or fp8.
         grid: what the codes stand for.
+        fmt: of the codes.
         branch: ``down`` (r, K) and ``up`` (N, r) bf16, or ``None``.
     """
 
     codes: Tensor
     grid: Grid
+    fmt: Format
     branch: tuple[Tensor, Tensor] | None = None
 
     def dequantized(self) -> Tensor:
         """(N, K) fp32."""
-        values = self.grid.values(self.codes)
+        values = self.grid.values(levels(self.codes, self.fmt))
         if self.branch is None:
             return values
         down, up = self.branch
@@ -69,7 +73,7 @@ def round_weights(
             weights, scales, fmt, moment, gradients, sweeps=min(sweeps, TWO_SIDED_SWEEPS)
         )
         return [
-            Rounded(codes, grid if plan.group else Grid(scale))
+            Rounded(codes, grid if plan.group else Grid(scale), fmt)
             for grid, (codes, scale) in zip(grids, found, strict=True)
         ]
     sizes = [len(weight) for weight in weights]
@@ -88,7 +92,10 @@ def round_weights(
         codes, scale = round_gptq(moved, scale, fmt, moment, sweeps=sweeps)
         grid = grid if plan.group else replace(grid, scale=scale)
     grids = grid.split(sizes)
-    return [Rounded(*part) for part in zip(codes.split(sizes), grids, branches, strict=True)]
+    return [
+        Rounded(own, part, fmt, branch)
+        for own, part, branch in zip(codes.split(sizes), grids, branches, strict=True)
+    ]
 
 
 def _under_each(grid: Grid, plan: LayerPlan, moment: Tensor) -> Tensor:
@@ -98,6 +105,8 @@ def _under_each(grid: Grid, plan: LayerPlan, moment: Tensor) -> Tensor:
 
 def _grid(weight: Tensor, plan: LayerPlan, moment: Tensor) -> Grid:
     fmt, kind = plan.weight_format, {"group": plan.group, "zero_point": plan.zero_point}
+    if fmt is TCQ4:
+        return Grid(torch.ones(len(weight), device=weight.device))  # rounding finds its own
     if plan.clip:
         return search_grid(weight, fmt, moment.diagonal().to(weight.dtype), **kind)
     return minmax_grid(weight, fmt, **kind)
