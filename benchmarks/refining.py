@@ -1,10 +1,11 @@
-"""What refining is worth: viditq's recipe, the same refined, and others, at the same seeds.
+"""What refining or trellis coding is worth: recipes of viditq's and others, at the same seeds.
 
     python benchmarks/refining.py shapes-image-stress --recipes w4a8,w4a8-refined,w8a8-smoothquant
+    python benchmarks/refining.py shapes-image --name trellis --recipes w4a8,w4a8-tcq --device cpu
 
 Every recipe is quantized from one calibration and sampled at the seeds of the fp32 pipeline. Its
 PSNR to the fp32 samples and what the judge reads otherwise, seed by seed, go to
-``benchmarks/results/refining-PIPELINE.json`` as soon as it is done, with gains over the first
+``benchmarks/results/NAME-PIPELINE.json`` as soon as it is done, with gains over the first
 recipe. It leaves out what ``viditq shootout`` measures beside these: optical flow and SSIM of
 128 clips and six pipelines take an hour of a processor. ``--print`` only prints the table.
 """
@@ -106,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("pipeline", choices=catalog.BUNDLED)
     parser.add_argument("--recipes", default="w4a8,w4a8-refined,w8a8-smoothquant")
+    parser.add_argument("--name", default="refining", help="what the result's file begins with")
     parser.add_argument("--num", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="cuda")
@@ -113,7 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--print", action="store_true", help="only print the table")
     options = parser.parse_args()
-    file = options.out / f"refining-{options.pipeline}.json"
+    file = options.out / f"{options.name}-{options.pipeline}.json"
     if options.print:
         print(table(json.loads(file.read_text())))
         return
