@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from checks import refuses
 from viditq.errors import PlanError
@@ -123,3 +124,17 @@ class TestPlan:
         group = {"layers": ["a"]}
         with refuses(PlanError, "'a'", "twice"):
             Plan.from_json({"model": "m", "recipe": "r", "groups": [group, group]})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rounding": "nearest"},
+        *({"rounding": "gptq", **other} for other in ({"clip": True}, {"group": 32}, {"rank": 4})),
+        {"rounding": "gptq", "zero_point": True},
+    ],
+)
+def test_trellis_codes_have_one_way_of_rounding(fields):
+    LayerPlan(weight="tcq4", rounding="gptq")
+    with pytest.raises(ValidationError, match="tcq4 is rounded by gptq or two_sided"):
+        LayerPlan(weight="tcq4", **fields)

@@ -9,6 +9,7 @@ from viditq.errors import PlanError
 from viditq.plan import ROLES, LayerPlan
 from viditq.recipe import (
     Recipe,
+    Refine,
     Rule,
     list_methods,
     list_presets,
@@ -102,6 +103,14 @@ class TestLoadRecipe:
                 assert layer.granularity == "token"
                 assert not layer.simulated
         assert any(p.smooth is not None and p.hadamard for p in resolved["ffn.up"])
+
+    def test_refined_and_trellis_coded_are_w4a8_otherwise(self):
+        plain, refined, coded = map(load_recipe, ("w4a8", "w4a8-refined", "w4a8-tcq"))
+        assert (plain.refine, coded.refine) == (None, None)
+        assert refined.refine == Refine(updates=1000, samples=1024, batch=128)
+        assert refined.default == plain.default
+        changed = {"weight": "tcq4", "clip": None}  # rounding finds its scale
+        assert coded.default == plain.default.model_copy(update=changed)
 
     @pytest.mark.parametrize("bits", list_presets())
     @pytest.mark.parametrize("method", [m for m in list_methods() if m != "fp8"])

@@ -9,6 +9,8 @@ from viditq.calibration import (
     CalibrationSet,
     model_fingerprint,
     observe,
+    pad_captions,
+    trim_captions,
     valid_tokens,
 )
 from viditq.models import adapter_for
@@ -117,3 +119,58 @@ def test_masks_that_say_nothing():
     assert valid_tokens(x, torch.ones(2, 6)) is None  # of more tokens
     assert valid_tokens(x.repeat(2, 1, 1), mask) is None  # of another batch
     assert valid_tokens(x, mask[:, None]) is None  # added to attention
+
+
+def captioned(counted: list[int], length: int) -> dict[str, torch.Tensor]:
+    mask = torch.arange(length)[None] < torch.tensor(counted)[:, None]
+    return {
+        "encoder_hidden_states": torch.randn(len(counted), length, 3),
+        "encoder_attention_mask": mask.float(),
+        "timestep": torch.arange(2),
+    }
+
+
+class TestTrim:
+    def test_what_is_padding_in_every_row_goes(self):
+        call = captioned([2, 4], 7)
+        trimmed = trim_captions(call)
+        assert torch.equal(trimmed["encoder_hidden_states"], call["encoder_hidden_states"][:, :4])
+        assert trimmed["encoder_attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+        assert trimmed["timestep"] is call["timestep"]
+        assert call["encoder_hidden_states"].shape == (2, 7, 3)
+
+    @pytest.mark.parametrize("counted", [[0, 0], [7, 1]], ids=["nothing", "everything"])
+    def test_nothing_goes_where_nothing_or_everything_counts(self, counted):
+        call = captioned(counted, 7)
+        assert trim_captions(call)["encoder_hidden_states"].shape == (2, 7, 3)
+
+    def test_without_a_mask_of_the_captions_all_stays(self):
+        call = captioned([2, 4], 7)
+        for changed in (
+            call | {"encoder_attention_mask": None},
+            call | {"encoder_attention_mask": torch.zeros(2, 1, 7)},
+            call | {"encoder_attention_mask": torch.ones(2, 9)},
+        ):
+            assert trim_captions(changed)["encoder_hidden_states"].shape == (2, 7, 3)
+
+    def test_the_model_says_the_same(self):
+        case = CASES["pixart"]
+        model, call = case.model(), case.inputs()
+        call |= captioned([2, 3], 5) | {"encoder_hidden_states": torch.randn(2, 5, 16)}
+        call["timestep"] = case.inputs()["timestep"]
+        trimmed = trim_captions(call)
+        assert trimmed["encoder_hidden_states"].shape == (2, 3, 16)
+        with torch.no_grad():
+            torch.testing.assert_close(model(**trimmed)[0], model(**call)[0])
+
+
+def test_trimmed_captions_are_padded_to_the_longest():
+    calls = [captioned([2, 4], 7), captioned([1, 1], 7), captioned([3, 3], 3)]
+    calls[2]["encoder_attention_mask"] = None
+    first, second, third = pad_captions([trim_captions(call) for call in calls])
+    assert (
+        first["encoder_hidden_states"].shape == second["encoder_hidden_states"].shape == (2, 4, 3)
+    )
+    assert second["encoder_attention_mask"].tolist() == [[1, 0, 0, 0]] * 2
+    assert not second["encoder_hidden_states"][:, 1:].any()
+    assert third["encoder_hidden_states"] is calls[2]["encoder_hidden_states"]

@@ -123,6 +123,15 @@ def test_layers_that_stay_float_are_not_in_the_plan(model, stats):
     assert set(plan.layers) == {n for n, i in infos.items() if "cross" not in i.role}
 
 
+def test_trellis_coding_balances_as_four_bits_do(model, stats):
+    plain = make_plan(model, load_recipe("w4a8"), stats)
+    coded = make_plan(model, load_recipe("w4a8-tcq"), stats)
+    assert {layer.weight for layer in coded.layers.values()} == {"tcq4"}
+    assert {n: p.balance for n, p in coded.layers.items()} == {
+        n: p.balance for n, p in plain.layers.items()
+    }
+
+
 @pytest.mark.parametrize("preset", list_presets())
 def test_presets_plan_every_layer(preset):
     model = tiny.pixart(layers=1).transformer

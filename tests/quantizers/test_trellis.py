@@ -35,7 +35,7 @@ def cost(weight, codes, scale, moment) -> float:
 def test_of_three_weights_no_sequence_is_better(metric):
     targets = 37 * torch.randn(20, 3)
     root = torch.eye(3) if metric == "plain" else torch.randn(3, 3).triu() + 2 * torch.eye(3)
-    codes = best_codes(targets, root)
+    codes = best_codes(targets, root, root.T.contiguous())
     every = torch.tensor(list(itertools.product(range(-8, 8), repeat=3)), dtype=torch.int8)
     values = unpack_tcq4(pack_int4(every), 3).float()
     costs = ((targets[:, None] - values) @ root).square().sum(-1)

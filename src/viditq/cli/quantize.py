@@ -17,7 +17,8 @@ def quantize(
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="w8a8, w6a6, w4a8, w8a8-naive, w4a8-naive, or the TOML file of a recipe.",
+            help="w8a8, w6a6, w4a8, w4a8-tcq, w4a8-refined, bits with a method of others "
+            "(w4a8-quarot), or the TOML file of a recipe.",
         ),
     ] = "w8a8",
     prompts: Prompts = None,

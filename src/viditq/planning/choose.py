@@ -107,7 +107,8 @@ def _output_error(
     """Squared output error on the sampled tokens, summed over the layers."""
     balance = balance_for(plans, linears, stats)
     # Which balance is best does not depend on how numbers of 4 bits are coded, and int4 is quick.
-    plans = [p.model_copy(update={"weight": "int4"}) if p.weight == "tcq4" else p for p in plans]
+    quick = {"weight": "int4", "clip": True}
+    plans = [p.model_copy(update=quick) if p.weight == "tcq4" else p for p in plans]
     total = 0.0
     readers = quantize_readers(linears, plans, balance, stats, sweeps=0)
     for number, (linear, reader) in enumerate(zip(linears, readers, strict=True)):

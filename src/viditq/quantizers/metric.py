@@ -49,15 +49,13 @@ class Metric:
         raise AssertionError("the moment is not finite")
 
     @cached_property
-    def in_place(self) -> Tensor:
-        """(K, K) fp32 ``moment``, with entries in the order that the row has them in."""
+    def in_place(self) -> tuple[Tensor, Tensor, Tensor]:
+        """On the CPU, with entries in the order that a row has them in: the moment, ``R`` and
+        ``Rᵀ``, each (K, K) fp32."""
         back = self.order.argsort()
-        return self.moment[back][:, back]
-
-    @cached_property
-    def root_in_place(self) -> Tensor:
-        """(K, K) fp32 ``R`` of it."""
-        return _reversed(torch.linalg.cholesky(self.in_place.double().flip(0, 1)))
+        moment = self.moment[back][:, back]
+        root = _reversed(torch.linalg.cholesky(moment.double().flip(0, 1))).cpu()
+        return moment.cpu(), root, root.T.contiguous()
 
     @cached_property
     def gptq_blocks(self) -> list[tuple[Tensor, Tensor]]:

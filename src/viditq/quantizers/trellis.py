@@ -49,13 +49,13 @@ def round_trellis(weight: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     Returns:
         codes (N, K) int8 in [-8, 7], and the scale (N,) fp32 that fits them.
     """
-    w, m, root = weight.float().cpu(), metric.in_place.cpu(), metric.root_in_place.cpu()
+    w, (m, root, across) = weight.float().cpu(), metric.in_place
     scale = WIDER * w.square().mean(1).sqrt() / window_values().float().square().mean().sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
     codes, kept = torch.zeros(w.shape, dtype=torch.int8), scale
     best = torch.full((len(w),), torch.inf)
     for _ in range(PASSES):
-        found = best_codes(w / scale[:, None], root)
+        found = best_codes(w / scale[:, None], root, across)
         values = unpack_tcq4(pack_int4(found), w.shape[1]).float()
         moved = values @ m
         top, bottom = (moved * w).sum(1), (moved * values).sum(1)
@@ -69,12 +69,13 @@ def round_trellis(weight: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     return codes.to(weight.device), kept.to(weight.device)
 
 
-def best_codes(targets: Tensor, root: Tensor) -> Tensor:
+def best_codes(targets: Tensor, root: Tensor, across: Tensor) -> Tensor:
     """The search alone.
 
     Args:
         targets: (N, K) fp32 on the CPU, in steps of each row's scale.
         root: (K, K) fp32, upper triangular ``R``: an error ``e`` costs ``|e R|²``.
+        across: (K, K) ``Rᵀ``, in memory of its own.
 
     Returns:
         (N, K) int8 in [-8, 7].
@@ -83,11 +84,11 @@ def best_codes(targets: Tensor, root: Tensor) -> Tensor:
     from viditq.quantizers.viterbi import search
 
     codes = torch.empty(targets.shape, dtype=torch.int8)
-    across = root.T.contiguous().numpy()
     values = window_values().float().view(16, 16, 16).mT.reshape(16, -1).numpy()
 
     def part(rows: slice) -> None:
-        search(targets[rows].numpy(), codes[rows].numpy(), root.numpy(), across, values, FIRST)
+        own = targets[rows].numpy(), codes[rows].numpy()
+        search(*own, root.numpy(), across.numpy(), values, FIRST)
 
     count = max(1, min(torch.get_num_threads(), len(targets)))
     bounds = [len(targets) * i // count for i in range(count + 1)]
