@@ -85,6 +85,19 @@ def test_the_output_comes_nearer_to_the_float_one(models, lessons, tmp_path):
     assert {"scale", "bias"} <= changed <= {"weight", "scale", "bias"}
 
 
+def test_trellis_codes_stay_and_their_scales_and_biases_learn(source, lessons, tmp_path):
+    pipe = pipelines.load(source)
+    recorded = pipelines.record(pipe, PROMPTS[:2], tmp_path / "r", steps=2, kept=2)
+    model = copy.deepcopy(pipe.transformer)
+    quantize_transformer_(model, load_recipe("w4a8-tcq"), recorded, tmp_path / "q")
+    before, start = error(model, pipe.transformer, lessons), states(model)
+    refine_(model, pipe.transformer, lessons, Refine(updates=60, batch=8), tmp_path / "l")
+    assert error(model, pipe.transformer, lessons) < 0.95 * before
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".weight") and tensor.dtype == torch.uint8:
+            assert torch.equal(tensor, start[name])
+
+
 def test_layers_stay_layers_in_their_format(models, lessons, tmp_path):
     reference, model = models
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}

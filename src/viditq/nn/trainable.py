@@ -6,6 +6,9 @@ steps of the grid. Rounding has no gradient, of the weight as little as of the i
 the gradient of what it rounds (the straight-through estimator, arXiv 1308.3432), so a latent weight
 drifts until its code changes. A latent weight begins at its code, moved as far towards the float
 weight as the code allows: weights that were nearly rounded the other way are the first to change.
+
+Trellis codes (``tcq4``) stay as they are: a code more or less would change three weights. Of such a
+layer scale and bias learn.
 """
 
 from typing import Any
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from viditq.errors import PlanError
+from viditq.formats import TCQ4
 from viditq.nn.fp8 import Fp8Linear
 from viditq.nn.linear import QuantLinear
 from viditq.nn.simulated import SimulatedLinear
@@ -26,14 +30,16 @@ __all__ = ["TrainableLinear", "check_trainable"]
 NEAREST = 0.49
 """How far, in steps, a latent weight may begin from its code: nearer to it than to another."""
 
+TRELLIS_STEP = 16
+"""Steps of ``tcq4``'s scale that are as long as one of ``int4``'s for the same weight."""
+
 
 def check_trainable(layer: QuantLinear, name: str) -> None:
     """:class:`PlanError` if ``layer``, called ``name``, has no :class:`TrainableLinear`."""
-    other = isinstance(layer, SimulatedLinear | Fp8Linear) or layer.plan.weight == "tcq4"
-    if other or layer.input_scale is not None:
+    if isinstance(layer, SimulatedLinear | Fp8Linear) or layer.input_scale is not None:
         raise PlanError(
-            f"{name} cannot be refined: that takes int8, int6 or int4 weights with one scale per "
-            f"channel and activations with one per token, without groups, zero points or a branch."
+            f"{name} cannot be refined: that takes integer weights with one scale per channel and "
+            f"activations with one per token, without groups, zero points or a branch."
         )
 
 
@@ -43,7 +49,8 @@ class TrainableLinear(nn.Module):
     All parameters are fp32 and move at one rate, since each has a unit of its own.
 
     Attributes:
-        latent: (N, K), in steps of the grid.
+        latent: (N, K), in steps of the grid, or ``None``.
+        fixed: (N, K) what codes that stay stand for, or ``None``.
         scale_change: (N,) ``r``, relative to the scale.
         bias_change: (N,) ``t``, in what a step in all K weights amounts to for inputs around 1; or
             ``None``.
@@ -59,29 +66,30 @@ class TrainableLinear(nn.Module):
         check_trainable(layer, type(layer).__name__)
         self.layer, fmt = [layer], layer.plan.weight_format  # in a list: no submodule
         self.qmin, self.qmax = fmt.qmin, fmt.qmax
-        balanced = weight.float()
-        if layer.smooth is not None:
-            balanced = balanced * layer.smooth
-        balanced = block_hadamard(balanced, layer.hadamard)
         codes = unpack(layer.weight, fmt, layer.in_features).float()
-        aside = (balanced / layer.scale[:, None] - codes).clamp(-NEAREST, NEAREST)
-        self.latent = nn.Parameter(codes + aside)
+        self.fixed = codes if fmt is TCQ4 else None
+        self.latent = None if fmt is TCQ4 else nn.Parameter(_begun(layer, codes, weight))
         self.scale_change = nn.Parameter(torch.zeros_like(layer.scale))
         bias = layer.bias
         self.bias_change = None if bias is None else nn.Parameter(torch.zeros_like(layer.scale))
-        self.unit = layer.scale * layer.in_features**0.5
+        step = TRELLIS_STEP if fmt is TCQ4 else 1
+        self.unit = step * layer.scale * layer.in_features**0.5
 
     def forward(self, input: Tensor) -> Tensor:
         layer = self.layer[0]
         smooth, hadamard, bits, _ = layer.input_quantization
         rows: Any = _Quantized.apply(input.reshape(-1, layer.in_features), smooth, hadamard, bits)
-        latent = self.latent
-        codes = latent + (self.codes() - latent).detach()
+        codes, latent = self.codes(), self.latent
+        if latent is not None:
+            codes = latent + (codes - latent).detach()
         y = functional.linear(rows, codes * self.scale()[:, None], self.bias())
         return y.to(input.dtype).reshape(*input.shape[:-1], layer.out_features)
 
     def codes(self) -> Tensor:
         """(N, K) float, whole numbers."""
+        if self.latent is None:
+            assert self.fixed is not None
+            return self.fixed
         return self.latent.detach().round().clamp(self.qmin, self.qmax)
 
     def scale(self) -> Tensor:
@@ -96,19 +104,30 @@ class TrainableLinear(nn.Module):
     @torch.no_grad()
     def keep_in_range_(self) -> None:
         """Let no latent weight drift farther from the grid than its outermost cells reach."""
-        self.latent.clamp_(self.qmin - NEAREST, self.qmax + NEAREST)
+        if self.latent is not None:
+            self.latent.clamp_(self.qmin - NEAREST, self.qmax + NEAREST)
 
     @torch.no_grad()
     def write_(self) -> QuantLinear:
         """Put what was learned into the quantized layer, and return it."""
         layer = self.layer[0]
-        fmt = layer.plan.weight_format
-        layer.weight.data = pack(self.codes().to(torch.int8), fmt)
+        if self.latent is not None:
+            fmt = layer.plan.weight_format
+            layer.weight.data = pack(self.codes().to(torch.int8), fmt)
         scale, bias = self.scale().detach().clone(), self.bias()
         layer.scale.data = scale
         if layer.bias is not None and bias is not None:
             layer.bias.data = bias.detach().to(layer.bias.dtype)
         return layer
+
+
+def _begun(layer: QuantLinear, codes: Tensor, weight: Tensor) -> Tensor:
+    """(N, K) latent weights of ``codes`` that stand for the float ``weight``."""
+    balanced = weight.float()
+    if layer.smooth is not None:
+        balanced = balanced * layer.smooth
+    balanced = block_hadamard(balanced, layer.hadamard)
+    return codes + (balanced / layer.scale[:, None] - codes).clamp(-NEAREST, NEAREST)
 
 
 class _Quantized(torch.autograd.Function):
