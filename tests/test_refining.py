@@ -82,7 +82,7 @@ def test_the_output_comes_nearer_to_the_float_one(models, lessons, tmp_path):
         for name, t in start.items()
         if not same({0: t}, {0: model.state_dict()[name]})
     }
-    assert {"scale", "bias"} <= changed <= {"weight", "scale", "bias"}
+    assert {"scale", "smooth", "bias"} <= changed <= {"weight", "scale", "smooth", "bias"}
 
 
 def test_trellis_codes_stay_and_their_scales_and_biases_learn(source, lessons, tmp_path):
@@ -109,6 +109,18 @@ def test_layers_stay_layers_in_their_format(models, lessons, tmp_path):
         assert fmt.qmin <= codes.min() and codes.max() <= fmt.qmax
         assert layer.scale.min() > 0
         assert not any(p.requires_grad for p in layer.parameters())
+
+
+def test_readers_of_one_input_stay_smoothed_alike(models, lessons, tmp_path):
+    """Or blocks could not be fused any more."""
+    reference, model = models
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+    readers = [next(n for n in layers if n.endswith(f"0.attn1.{p}")) for p in ("to_q", "to_k")]
+    before = layers[readers[0]].smooth.clone()
+    assert torch.equal(before, layers[readers[1]].smooth)
+    refine_(model, reference, lessons, SETTINGS, tmp_path)
+    assert torch.equal(layers[readers[0]].smooth, layers[readers[1]].smooth)
+    assert not torch.equal(layers[readers[0]].smooth, before)
 
 
 def test_the_float_model_is_left_alone(models, lessons, tmp_path):

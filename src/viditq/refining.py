@@ -1,10 +1,11 @@
 """Refining: a quantized transformer learns to say what the float one says.
 
 Rounding settles each layer for itself and by second moments. What is left can be made smaller by
-looking at the output: along recorded trajectories the codes, scales and biases of all layers move
-together, by gradients, so that the quantized model's output comes nearer to the float model's
-(distillation; that a few codes and the scales suffice is known from AdaRound, arXiv 2004.10568, and
-LSQ, arXiv 1902.08153). Nothing is added to the model, which stays as large and as fast as it was.
+looking at the output: along recorded trajectories the codes, scales, smoothing and biases of all
+layers move together, by gradients, so that the quantized model's output comes nearer to the float
+model's (distillation; that a few codes and the scales suffice is known from AdaRound, arXiv
+2004.10568, and LSQ, arXiv 1902.08153). Nothing is added to the model, which stays as large and as
+fast as it was.
 
 The loss is the mean *logarithm* of each sample's squared error: every step and every sample counts
 by what its error changes relatively. Plain squared error minds late steps and a few difficult
@@ -96,12 +97,10 @@ def refine_(
         check_trainable(layer, name)
     state = _State(Path(folder) / "refined", settings, recorded)
     with frozen(model), frozen(reference):
-        trained = {
-            name: TrainableLinear(layer, linear_named(reference, name).weight.detach())
-            for name, layer in layers.items()
-        }
+        trained = _trainable(layers, reference)
         with _in_places(model, trained, layers):
-            parameters = [p for layer in trained.values() for p in layer.parameters()]
+            every = (p for layer in trained.values() for p in layer.parameters())
+            parameters = list(dict.fromkeys(every))
             adam = torch.optim.Adam(parameters, RATE, betas=(0.9, 0.99), eps=1e-15)
             begun, losses = state.load(adam, parameters)
             updates = range(begun, settings.updates)
@@ -134,6 +133,19 @@ def check_memory(model: nn.Module, device: torch.device) -> None:
             f"Refining this transformer takes {needed / 2**30:.0f} GiB and more, the GPU has "
             f"{there / 2**30:.0f}; take the recipe without [refine]."
         )
+
+
+def _trainable(
+    layers: Mapping[str, QuantLinear], reference: nn.Module
+) -> dict[str, TrainableLinear]:
+    """Readers of one input, which have the same smoothing with signs of their own, keep it so."""
+    trained, shared = {}, {}
+    for name, layer in layers.items():
+        key = None if layer.smooth is None else layer.smooth.cpu().numpy().tobytes()
+        weight = linear_named(reference, name).weight.detach()
+        trained[name] = TrainableLinear(layer, weight, shared.get(key))
+        shared[key] = trained[name].smooth_change
+    return trained
 
 
 @contextmanager

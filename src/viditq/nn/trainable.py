@@ -44,7 +44,7 @@ def check_trainable(layer: QuantLinear, name: str) -> None:
 
 
 class TrainableLinear(nn.Module):
-    """``y = Q((x / s) H) · (scale (1 + r) · round(latent))ᵀ + b + unit · t``.
+    """``y = Q((x / (s (1 + u))) H) · (scale (1 + r) · round(latent))ᵀ + b + unit · t``.
 
     All parameters are fp32 and move at one rate, since each has a unit of its own.
 
@@ -52,12 +52,18 @@ class TrainableLinear(nn.Module):
         latent: (N, K), in steps of the grid, or ``None``.
         fixed: (N, K) what codes that stay stand for, or ``None``.
         scale_change: (N,) ``r``, relative to the scale.
+        smooth_change: (K,) ``u``, relative to the smoothing, which readers of one input share; or
+            ``None``.
         bias_change: (N,) ``t``, in what a step in all K weights amounts to for inputs around 1; or
             ``None``.
     """
 
-    def __init__(self, layer: QuantLinear, weight: Tensor) -> None:
+    def __init__(
+        self, layer: QuantLinear, weight: Tensor, smooth_change: nn.Parameter | None = None
+    ) -> None:
         """Of ``layer``, which stays as it is, and the float ``weight`` (N, K) that it stands for.
+
+        ``smooth_change`` is that of another reader of the same input, which then is this one's too.
 
         Raises:
             PlanError: the layer is of a kind that cannot be trained.
@@ -72,13 +78,17 @@ class TrainableLinear(nn.Module):
         self.scale_change = nn.Parameter(torch.zeros_like(layer.scale))
         bias = layer.bias
         self.bias_change = None if bias is None else nn.Parameter(torch.zeros_like(layer.scale))
+        if layer.smooth is not None and smooth_change is None:
+            smooth_change = nn.Parameter(torch.zeros_like(layer.smooth))
+        self.smooth_change = smooth_change
         step = TRELLIS_STEP if fmt is TCQ4 else 1
         self.unit = step * layer.scale * layer.in_features**0.5
 
     def forward(self, input: Tensor) -> Tensor:
         layer = self.layer[0]
-        smooth, hadamard, bits, _ = layer.input_quantization
-        rows: Any = _Quantized.apply(input.reshape(-1, layer.in_features), smooth, hadamard, bits)
+        _, hadamard, bits, _ = layer.input_quantization
+        x, smooth = input.reshape(-1, layer.in_features), self.smooth()
+        rows: Any = _Quantized.apply(x, smooth, hadamard, bits)
         codes, latent = self.codes(), self.latent
         if latent is not None:
             codes = latent + (codes - latent).detach()
@@ -95,6 +105,11 @@ class TrainableLinear(nn.Module):
     def scale(self) -> Tensor:
         """(N,) per output channel."""
         return self.layer[0].scale * (1 + self.scale_change)
+
+    def smooth(self) -> Tensor | None:
+        """(K,) fp32, or ``None``."""
+        smooth = self.layer[0].smooth
+        return None if smooth is None else smooth * (1 + self.smooth_change)
 
     def bias(self) -> Tensor | None:
         """(N,) fp32, or ``None``."""
@@ -114,8 +129,10 @@ class TrainableLinear(nn.Module):
         if self.latent is not None:
             fmt = layer.plan.weight_format
             layer.weight.data = pack(self.codes().to(torch.int8), fmt)
-        scale, bias = self.scale().detach().clone(), self.bias()
+        scale, bias, smooth = self.scale().detach().clone(), self.bias(), self.smooth()
         layer.scale.data = scale
+        if layer.smooth is not None and smooth is not None:
+            layer.smooth.data = smooth.detach().clone()
         if layer.bias is not None and bias is not None:
             layer.bias.data = bias.detach().to(layer.bias.dtype)
         return layer
@@ -135,13 +152,16 @@ class _Quantized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, smooth: Tensor | None, hadamard: int, bits: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.smooth, ctx.hadamard, ctx.dtype = smooth, hadamard, x.dtype
+        ctx.save_for_backward(x, smooth)
+        ctx.hadamard = hadamard
         codes, scale = quantize_rows(x, smooth, hadamard, bits)
         return codes * scale[:, None]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = block_hadamard(gradient, ctx.hadamard)  # H is symmetric
-        if ctx.smooth is not None:
-            gradient = gradient / ctx.smooth
-        return gradient.to(ctx.dtype), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, smooth = ctx.saved_tensors
+        gradient, of_smooth = block_hadamard(gradient, ctx.hadamard), None  # H is symmetric
+        if smooth is not None:
+            gradient = gradient / smooth
+            of_smooth = -(gradient * x).sum(0) / smooth
+        return gradient.to(x.dtype), of_smooth, None, None
