@@ -111,6 +111,9 @@ class TestLoadRecipe:
         assert refined.default == plain.default
         changed = {"weight": "tcq4", "clip": None}  # rounding finds its scale
         assert coded.default == plain.default.model_copy(update=changed)
+        both = load_recipe("w4a8-tcq-refined")
+        assert both.default == coded.default
+        assert both.refine == Refine(updates=400, samples=256, batch=16)
 
     @pytest.mark.parametrize("bits", list_presets())
     @pytest.mark.parametrize("method", [m for m in list_methods() if m != "fp8"])

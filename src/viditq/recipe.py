@@ -205,8 +205,8 @@ def list_ladders() -> list[str]:
 def load_recipe(source: str | Path) -> Recipe:
     """The recipe called ``source``, or in the TOML file ``source``.
 
-    Names are those of :func:`list_presets`, ``w4a8-tcq``, ``w4a8-refined``, and ``BITS-METHOD``
-    with one of :func:`list_methods`.
+    Names are those of :func:`list_presets`, ``w4a8-tcq``, ``w4a8-refined``, ``w4a8-tcq-refined``,
+    and ``BITS-METHOD`` with one of :func:`list_methods`.
     """
     name, own = str(source), _names(_recipes())
     bits, _, method = name.partition("-")

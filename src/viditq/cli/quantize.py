@@ -17,7 +17,7 @@ def quantize(
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="w8a8, w6a6, w4a8, w4a8-tcq, w4a8-refined, bits with a method of others "
+            help="w8a8, w6a6, w4a8, w4a8-tcq, either -refined, bits with a method of others "
             "(w4a8-quarot), or the TOML file of a recipe.",
         ),
     ] = "w8a8",

@@ -108,8 +108,8 @@ class TrainableLinear(nn.Module):
 
     def smooth(self) -> Tensor | None:
         """(K,) fp32, or ``None``."""
-        smooth = self.layer[0].smooth
-        return None if smooth is None else smooth * (1 + self.smooth_change)
+        smooth, change = self.layer[0].smooth, self.smooth_change
+        return None if smooth is None or change is None else smooth * (1 + change)
 
     def bias(self) -> Tensor | None:
         """(N,) fp32, or ``None``."""
