@@ -169,6 +169,20 @@ def test_other_settings_begin_anew(models, lessons, tmp_path, monkeypatch):
     assert same(states(first), states(model))
 
 
+def test_what_another_recipe_left_is_not_gone_on_from(models, lessons, tmp_path, monkeypatch):
+    monkeypatch.setattr(refining, "SAVE_EVERY", 1)
+    reference, model = models
+    settings, other = Refine(updates=2, batch=2), copy.deepcopy(model)
+    for layer in other.modules():
+        if isinstance(layer, QuantLinear):
+            layer.weight.data = layer.weight.flip(0)
+    alone = copy.deepcopy(model)
+    refine_(alone, reference, lessons, settings, tmp_path / "a")
+    refine_(other, reference, lessons, settings, tmp_path / "b")
+    refine_(model, reference, lessons, settings, tmp_path / "b")
+    assert same(states(alone), states(model))
+
+
 def test_a_damaged_state_is_named_and_the_model_stays(models, lessons, tmp_path):
     reference, model = models
     start = states(model)

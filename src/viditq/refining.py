@@ -95,7 +95,7 @@ def refine_(
         raise PlanError("There are no quantized layers to refine; quantize the model first.")
     for name, layer in layers.items():
         check_trainable(layer, name)
-    state = _State(Path(folder) / "refined", settings, recorded)
+    state = _State(Path(folder) / "refined", settings, recorded, layers)
     with frozen(model), frozen(reference):
         trained = _trainable(layers, reference)
         with _in_places(model, trained, layers):
@@ -138,7 +138,7 @@ def check_memory(model: nn.Module, device: torch.device) -> None:
 def _trainable(
     layers: Mapping[str, QuantLinear], reference: nn.Module
 ) -> dict[str, TrainableLinear]:
-    """Readers of one input, which have the same smoothing with signs of their own, keep it so."""
+    """Layers that are smoothed alike, as readers of one input are, stay so."""
     trained, shared = {}, {}
     for name, layer in layers.items():
         key = None if layer.smooth is None else layer.smooth.cpu().numpy().tobytes()
@@ -257,10 +257,22 @@ def _tf32() -> Iterator[None]:
 class _State:
     """Parameters, Adam's moments and losses so far, in one file."""
 
-    def __init__(self, file: Path, settings: Refine, recorded: CalibrationSet) -> None:
+    def __init__(
+        self,
+        file: Path,
+        settings: Refine,
+        recorded: CalibrationSet,
+        layers: Mapping[str, QuantLinear],
+    ) -> None:
         self._file = file.with_suffix(".safetensors")
-        origin = f"{settings.model_dump_json()}{recorded.info.model_dump_json()}"
-        self._origin = hashlib.sha256(origin.encode()).hexdigest()
+        origin = hashlib.sha256(settings.model_dump_json().encode())
+        origin.update(recorded.info.model_dump_json().encode())
+        for name, layer in layers.items():  # of another recipe they are others
+            origin.update(name.encode())
+            for tensor in (layer.weight, layer.scale, layer.smooth):
+                if tensor is not None:
+                    origin.update(tensor.detach().cpu().numpy().tobytes())
+        self._origin = origin.hexdigest()
 
     def save(
         self, adam: torch.optim.Adam, parameters: Sequence[Tensor], losses: Sequence[float]

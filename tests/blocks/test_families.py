@@ -148,7 +148,8 @@ CLASSES = [(name, kind) for name, family in FAMILIES.items() for kind in family.
 
 # What a code that flips moves a block's output by, relative to its norm: it is 1/127 of a row in
 # one of 32 channels. Sums in another order flip one now and then, and which ones differs from one
-# processor to the next: drop-in layers whose input moves by an fp32 rounding give up to 0.0005.
+# processor to the next: when the input moves by an fp32 rounding, drop-in layers move by up to
+# 0.0005 in models of a few blocks (0.001 in one of 22).
 FLIP = 1e-3
 
 

@@ -1,4 +1,4 @@
-"""``TrainableLinear``: a quantized layer whose codes, scales and biases have gradients.
+"""``TrainableLinear``: a quantized layer whose codes, scales, smoothing and bias can learn.
 
 It computes what the :class:`~viditq.nn.QuantLinear` that it was made of computes, in floats: the
 same op quantizes its input, and its weight is the nearest codes of a *latent* weight, measured in
@@ -8,7 +8,7 @@ drifts until its code changes. A latent weight begins at its code, moved as far 
 weight as the code allows: weights that were nearly rounded the other way are the first to change.
 
 Trellis codes (``tcq4``) stay as they are: a code more or less would change three weights. Of such a
-layer scale and bias learn.
+layer the rest learns.
 """
 
 from typing import Any
