@@ -194,6 +194,20 @@ def product_kernels() -> Iterator[Case]:
         at_most={"stack_bytes": 0, "barriers": 0},
         at_least={"stores_of_16_bytes": 1},
     )
+    from viditq.ops.round_tcq4 import triton as trellis_rounding
+
+    pointers = dict.fromkeys(("targets", "across", "moves", "settled"), "*fp32")
+    for feedback in (False, True):
+        yield Case(
+            f"round tcq4, {'with' if feedback else 'without'} feedback",
+            trellis_rounding.kernel,
+            pointers
+            | {"codes": "*i8", "costs": "*fp32", "paths": "*u32"}
+            | {"K": "i32", "start": "i32", "end": "i32"}
+            | {"FEEDBACK": feedback, "BLOCK": trellis_rounding.BLOCK},
+            {"num_warps": 8},
+            at_most={"stack_bytes": 8},
+        )
     yield Case(
         "unpack int4",
         unpack_kernel,

@@ -1,16 +1,14 @@
-"""Trellis-coded rounding: the best sequence where all can be tried, and better than any grid."""
+"""Trellis-coded rounding is nearer than any grid, and errors are made up for."""
 
-import itertools
 import math
 
 import pytest
 import torch
 
 from viditq.formats import INT4, TCQ4
-from viditq.ops import pack_int4, unpack_tcq4
 from viditq.quantizers import levels, round_gptq, round_two_sided, search_grid, two_sided_error
 from viditq.quantizers.metric import Metric
-from viditq.quantizers.trellis import best_codes, round_trellis
+from viditq.quantizers.trellis import round_trellis
 
 
 def moment(size: int, seed: int) -> torch.Tensor:
@@ -29,18 +27,6 @@ def snr_db(weight, error) -> float:
 def cost(weight, codes, scale, moment) -> float:
     error = weight - levels(codes, TCQ4) * scale[:, None]
     return float(((error @ moment) * error).sum())
-
-
-@pytest.mark.parametrize("metric", ["plain", "correlated"])
-def test_of_three_weights_no_sequence_is_better(metric):
-    targets = 37 * torch.randn(20, 3)
-    root = torch.eye(3) if metric == "plain" else torch.randn(3, 3).triu() + 2 * torch.eye(3)
-    codes = best_codes(targets, root, root.T.contiguous())
-    every = torch.tensor(list(itertools.product(range(-8, 8), repeat=3)), dtype=torch.int8)
-    values = unpack_tcq4(pack_int4(every), 3).float()
-    costs = ((targets[:, None] - values) @ root).square().sum(-1)
-    found = (targets - unpack_tcq4(pack_int4(codes), 3)) @ root
-    torch.testing.assert_close(found.square().sum(-1), costs.amin(1))
 
 
 @pytest.mark.parametrize("features", [64, 256, 1000])
@@ -75,12 +61,6 @@ def test_rows_do_not_meet():
     again, own = round_trellis(weight[order], metric)
     assert torch.equal(again, codes[order])
     torch.testing.assert_close(own, scale[order])
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3 if threads == 1 else 1)
-        assert torch.equal(round_trellis(weight, metric)[0], codes)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_a_larger_weight_has_a_larger_scale_and_the_same_codes():

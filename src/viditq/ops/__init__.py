@@ -1,8 +1,9 @@
 """Operations on raw tensors, one folder each.
 
-``reference.py`` is the definition in plain torch; it runs everywhere and is what faster
-implementations are compared with. ``triton.py`` is for any CUDA chip, ``hopper.py`` for sm_90;
-``cuda.py`` is, in their place, what torch itself can do there.
+``reference.py`` is the definition in plain torch (of ``round_tcq4`` in Numba, since there columns
+come one after the other); it runs everywhere and is what faster implementations are compared with.
+``triton.py`` is for any CUDA chip, ``hopper.py`` for sm_90; ``cuda.py`` is, in their place, what
+torch itself can do there.
 ``__init__.py`` checks arguments and registers the op with
 ``torch.library``, so that device dispatch, ``torch.compile(fullgraph=True)`` and CUDA graphs work.
 Ops know shapes and bits but no :class:`~viditq.formats.Format`, plan or module.
@@ -23,6 +24,7 @@ from viditq.ops.pack import pack_int4, pack_int6, unpack_int4, unpack_int6
 from viditq.ops.quantize_rows import balance_rows, quantize_rows
 from viditq.ops.registration import BACKENDS, fastest_backend, use_backend
 from viditq.ops.round_columns import round_columns
+from viditq.ops.round_tcq4 import round_tcq4
 from viditq.ops.unpack_tcq4 import unpack_tcq4, window_values
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "quantize_rows",
     "quantize_rows_fp8",
     "round_columns",
+    "round_tcq4",
     "unpack_int4",
     "unpack_int6",
     "unpack_tcq4",

@@ -49,13 +49,12 @@ class Metric:
         raise AssertionError("the moment is not finite")
 
     @cached_property
-    def in_place(self) -> tuple[Tensor, Tensor, Tensor]:
-        """On the CPU, with entries in the order that a row has them in: the moment, ``R`` and
-        ``Rᵀ``, each (K, K) fp32."""
+    def in_place(self) -> tuple[Tensor, Tensor]:
+        """With entries in the order that a row has them in: the moment and ``R``, each (K, K)
+        fp32."""
         back = self.order.argsort()
         moment = self.moment[back][:, back]
-        root = _reversed(torch.linalg.cholesky(moment.double().flip(0, 1))).cpu()
-        return moment.cpu(), root, root.T.contiguous()
+        return moment, _reversed(torch.linalg.cholesky(moment.double().flip(0, 1)))
 
     @cached_property
     def gptq_blocks(self) -> list[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from viditq.ops.launch import launch
 from viditq.ops.unpack_tcq4 import reference
 
-__all__ = ["kernel", "unpack_tcq4"]
+__all__ = ["kernel", "unpack_tcq4", "window_value"]
 
 BYTES = 1024
 """Packed bytes to a program."""
@@ -33,12 +33,13 @@ def kernel(packed, weight, FEATURES: tl.constexpr, BLOCKS: tl.constexpr, BYTES: 
     even = (before & 15) << 8 | before & 0xF0 | own & 15
     odd = before >> 4 << 8 | (own & 15) << 4 | own >> 4
     k = block * (2 * BYTES) + tl.arange(0, 2 * BYTES)
-    values = tl.interleave(_value(even), _value(odd))
+    values = tl.interleave(window_value(even), window_value(odd))
     tl.store(weight + row * FEATURES + k, values, mask=k < FEATURES)
 
 
 @triton.jit
-def _value(window):
+def window_value(window):
+    """int8 of uint32: see :func:`viditq.ops.unpack_tcq4.reference.window_values`."""
     x = window * tl.full([], _MULTIPLIER, tl.uint32) + tl.full([], _INCREMENT, tl.uint32)
     pairs = (x & 0x00FF00FF) + (x >> 8 & 0x00FF00FF)
     total = (pairs & 0xFFFF) + (pairs >> 16)

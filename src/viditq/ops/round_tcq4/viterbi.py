@@ -1,4 +1,4 @@
-"""The search of :mod:`viditq.quantizers.trellis`, compiled when it is first called.
+"""The search of :mod:`viditq.ops.round_tcq4`, compiled when it is first called.
 
 A *state* is the last two codes, earlier ``a`` and later ``b``, as ``16 a + b``. With code ``c`` it
 passes into ``16 b + c``, so a state has sixteen before it, one for each ``a``. All rows begin in
@@ -9,11 +9,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from viditq.ops.round_tcq4.reference import BACK
+
 __all__ = ["search"]
 
 STATES = 256
-BACK = 32
-"""Columns whose errors each path holds for itself."""
 NEVER = np.float32(1e30)
 """The cost of a path that is given up."""
 
