@@ -77,25 +77,33 @@ def test_the_output_comes_nearer_to_the_float_one(models, lessons, tmp_path):
     gained = refine_(model, reference, lessons, Refine(updates=150, batch=8), tmp_path)
     assert gained > 0
     assert error(model, reference, lessons) < 0.7 * before
-    changed = {
-        name.rpartition(".")[2]
-        for name, t in start.items()
-        if not same({0: t}, {0: model.state_dict()[name]})
-    }
-    assert {"scale", "smooth", "bias"} <= changed <= {"weight", "scale", "smooth", "bias"}
+    quantized = {n for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+    changed = {name for name, t in start.items() if not torch.equal(t, model.state_dict()[name])}
+    in_layers = {n.rpartition(".")[2] for n in changed if n.rpartition(".")[0] in quantized}
+    assert {"scale", "smooth", "bias"} <= in_layers <= {"weight", "scale", "smooth", "bias"}
+    floats = {name for name in changed if name.rpartition(".")[0] not in quantized}
+    assert any("scale_shift_table" in name for name in floats)
+    assert any(name.startswith("proj_out") for name in floats)
 
 
-def test_trellis_codes_stay_and_their_scales_and_biases_learn(source, lessons, tmp_path):
+@pytest.mark.parametrize(
+    ("device", "stay"), [("cpu", True), pytest.param("cuda", False, marks=pytest.mark.gpu)]
+)
+def test_trellis_codes_learn_on_a_gpu_and_the_rest_everywhere(
+    source, lessons, tmp_path, device, stay
+):
     pipe = pipelines.load(source)
     recorded = pipelines.record(pipe, PROMPTS[:2], tmp_path / "r", steps=2, kept=2)
     model = copy.deepcopy(pipe.transformer)
     quantize_transformer_(model, load_recipe("w4a8-tcq"), recorded, tmp_path / "q")
     before, start = error(model, pipe.transformer, lessons), states(model)
+    model.to(device), pipe.transformer.to(device)
     refine_(model, pipe.transformer, lessons, Refine(updates=60, batch=8), tmp_path / "l")
+    model.to("cpu"), pipe.transformer.to("cpu")
     assert error(model, pipe.transformer, lessons) < 0.95 * before
-    for name, tensor in model.state_dict().items():
-        if name.endswith(".weight") and tensor.dtype == torch.uint8:
-            assert torch.equal(tensor, start[name])
+    codes = {name for name, tensor in start.items() if tensor.dtype == torch.uint8}
+    assert codes
+    assert all(torch.equal(start[name], model.state_dict()[name]) for name in codes) == stay
 
 
 def test_layers_stay_layers_in_their_format(models, lessons, tmp_path):
@@ -195,10 +203,8 @@ def test_a_damaged_state_is_named_and_the_model_stays(models, lessons, tmp_path)
 def test_guidance_joins_the_errors_of_both_branches():
     without, with_prompt = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [2.0]])
     both = torch.cat([without, with_prompt])
-    alone, guided = refining._errors(both, 2, 4.5)
-    assert torch.equal(alone, both)
-    assert torch.equal(guided, torch.tensor([[10.0], [2.0]]))
-    assert len(refining._errors(both, 4, 4.5)) == 1
+    assert refining._squares(both, 2, 4.5).tolist() == [100 + 1 + 9, 4 + 4 + 4]
+    assert refining._squares(both, 4, 4.5).tolist() == [1, 4, 9, 4]
 
 
 def test_calls_are_put_together_row_by_row():

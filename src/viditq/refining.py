@@ -2,19 +2,20 @@
 
 Rounding settles each layer for itself and by second moments. What is left can be made smaller by
 looking at the output: along recorded trajectories the codes, scales, smoothing and biases of all
-layers move together, by gradients, so that the quantized model's output comes nearer to the float
-model's (distillation; that a few codes and the scales suffice is known from AdaRound, arXiv
-2004.10568, and LSQ, arXiv 1902.08153). Nothing is added to the model, which stays as large and as
-fast as it was.
+layers and the parameters that stayed float move together, by gradients, so that the quantized
+model's output comes nearer to the float model's (distillation; that a few codes and the scales
+suffice is known from AdaRound, arXiv 2004.10568, and LSQ, arXiv 1902.08153). Nothing is added to
+the model, which stays as large and as fast as it was. Trellis codes learn on a GPU only.
 
 The loss is the mean *logarithm* of each sample's squared error: every step and every sample counts
 by what its error changes relatively. Plain squared error minds late steps and a few difficult
 samples alone. If a call has both branches of classifier-free guidance, what guidance makes of their
-errors counts as much as the branches by themselves, which another scale may join otherwise.
+errors counts, and theirs are added: they are small beside it, but must not grow, since another
+scale may join them otherwise.
 
-It declines to touch what stays float, and to refine models that do not fit into a GPU's memory with
-their optimizer. Numbers drawn depend on the update's number alone, and the state is on disk every
-now and then, so an interrupted run goes on and ends as it would have.
+It declines to refine models that do not fit into a GPU's memory with their optimizer, and leaves
+alone what is in less than fp32. Numbers drawn depend on the update's number alone, and the state is
+on disk every now and then, so an interrupted run goes on and ends as it would have.
 """
 
 import hashlib
@@ -43,6 +44,7 @@ from viditq.calibration import (
 )
 from viditq.convert import linear_named
 from viditq.errors import CalibrationError, PlanError
+from viditq.formats import TCQ4
 from viditq.nn import QuantLinear, TrainableLinear, check_trainable
 from viditq.progress import Track, quiet
 from viditq.recipe import Refine
@@ -51,6 +53,9 @@ __all__ = ["check_memory", "refine_"]
 
 RATE, WARM_UP = 3e-4, 50
 """The rate of Adam at its highest, in each parameter's unit, and the updates until then."""
+
+LEAST_UNIT = 1e-3
+"""A float parameter's unit is its root mean square, and at least this."""
 
 SAVE_EVERY = 100
 """Updates between two states on disk."""
@@ -71,7 +76,7 @@ def refine_(
     *,
     track: Track = quiet,
 ) -> float:
-    """Refine the quantized layers of ``model`` in place.
+    """Refine ``model`` in place.
 
     Args:
         model: the quantized transformer, not fused.
@@ -98,15 +103,22 @@ def refine_(
     state = _State(Path(folder) / "refined", settings, recorded, layers)
     with frozen(model), frozen(reference):
         trained = _trainable(layers, reference)
-        with _in_places(model, trained, layers):
-            every = (p for layer in trained.values() for p in layer.parameters())
-            parameters = list(dict.fromkeys(every))
-            adam = torch.optim.Adam(parameters, RATE, betas=(0.9, 0.99), eps=1e-15)
+        every = (p for layer in trained.values() for p in layer.parameters())
+        own = list(dict.fromkeys(every))
+        quantized = {id(p) for layer in layers.values() for p in layer.parameters()}
+        floats = [
+            p for p in model.parameters() if id(p) not in quantized and p.dtype == torch.float32
+        ]
+        with _in_places(model, trained, layers), _learning(floats):
+            parameters = [*own, *floats]
+            groups = [{"params": own, "unit": 1.0}]
+            groups += [{"params": [p], "unit": _unit(p)} for p in floats]
+            adam = torch.optim.Adam(groups, RATE, betas=(0.9, 0.99), eps=1e-15)
             begun, losses = state.load(adam, parameters)
             updates = range(begun, settings.updates)
             for number in track(updates, "refine", len(updates)):
                 for group in adam.param_groups:
-                    group["lr"] = _rate(number, settings.updates)
+                    group["lr"] = _rate(number, settings.updates) * group["unit"]
                 adam.zero_grad(set_to_none=True)
                 loss = _loss(model, reference, recorded, number, settings.batch)
                 adam.step()
@@ -143,7 +155,8 @@ def _trainable(
     for name, layer in layers.items():
         key = None if layer.smooth is None else layer.smooth.cpu().numpy().tobytes()
         weight = linear_named(reference, name).weight.detach()
-        trained[name] = TrainableLinear(layer, weight, shared.get(key))
+        codes = layer.plan.weight_format is not TCQ4 or layer.weight.is_cuda
+        trained[name] = TrainableLinear(layer, weight, shared.get(key), codes=codes)
         shared[key] = trained[name].smooth_change
     return trained
 
@@ -160,6 +173,28 @@ def _in_places(
     finally:
         for name, layer in before.items():
             model.set_submodule(name, layer)
+
+
+@contextmanager
+def _learning(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """While entered, these need gradients; if it fails, they are what they were before."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    except BaseException:
+        for parameter, was in zip(parameters, before, strict=True):
+            parameter.data.copy_(was)
+        raise
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def _unit(parameter: Tensor) -> float:
+    """What the rate of a float parameter is measured in."""
+    return max(LEAST_UNIT, parameter.detach().square().mean().sqrt().item())
 
 
 def _rate(number: int, updates: int) -> float:
@@ -190,9 +225,8 @@ def _loss(
             floor, logs = FLOOR * target.square().mean(), []
             for call, own in zip(alike, error.split(rows), strict=True):
                 samples = len(recorded.info.groups[call.prompt])
-                for kind in (kinds := _errors(own, samples, recorded.info.guidance)):
-                    squares = kind.square().flatten(1).mean(1)
-                    logs.append((squares + floor).log().mean() / len(kinds))
+                squares = _squares(own, samples, recorded.info.guidance)
+                logs.append((squares + floor).log().mean())
             loss = torch.stack(logs).sum() / count
             loss.backward()
         total += loss.detach()
@@ -210,13 +244,14 @@ def _alike(calls: Sequence[RecordedCall]) -> list[list[RecordedCall]]:
     return list(groups.values())
 
 
-def _errors(error: Tensor, samples: int, guidance: float) -> list[Tensor]:
-    """Of one call's ``error`` (rows, …), what counts: itself, and if its rows are the branches of
-    guidance, without and with the prompt, also what guidance makes of both (``samples``, …)."""
-    if len(error) != 2 * samples:
-        return [error]
-    without, with_prompt = error.chunk(2)
-    return [error, without + guidance * (with_prompt - without)]
+def _squares(error: Tensor, samples: int, guidance: float) -> Tensor:
+    """One call's ``error`` (rows, …) squared: (rows,), or (``samples``,) if its rows are the
+    branches of guidance, without and with the prompt, together with what guidance makes of them."""
+    kinds = [error]
+    if len(error) == 2 * samples:
+        without, with_prompt = error.chunk(2)
+        kinds = [without + guidance * (with_prompt - without), without, with_prompt]
+    return torch.stack([kind.square().flatten(1).mean(1) for kind in kinds]).sum(0)
 
 
 def _together(calls: Sequence[Any], rows: Sequence[int], name: str = "") -> Any:
@@ -298,8 +333,11 @@ class _State:
                 if facts.get("origin") != self._origin:
                     return 0, []
                 losses = json.loads(facts["losses"])
+                known = set(file.keys())
                 for i, parameter in enumerate(parameters):
                     parameter.copy_(file.get_tensor(f"{i}"))
+                    if f"{i}.step" not in known:  # what the output does not depend on
+                        continue
                     adam.state[parameter] = {
                         key: file.get_tensor(f"{i}.{key}").to(
                             "cpu" if key == "step" else parameter.device

@@ -15,6 +15,7 @@ PLANS = {
     "tcq4": LayerPlan(weight="tcq4", smooth=0.5, hadamard=16, rounding="gptq"),
     "plain": LayerPlan(),
 }
+CODES = pytest.mark.parametrize("codes", [True, False], ids=["codes learn", "codes stay"])
 EVERY = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 
 
@@ -29,26 +30,32 @@ def layer_of(plan: LayerPlan, n: int = 5, k: int = 32) -> QuantLinear:
 
 
 @EVERY
-def test_begins_as_the_layer_and_writes_it_back(plan):
+@CODES
+def test_begins_as_the_layer_and_writes_it_back(plan, codes):
     layer = layer_of(plan)
     before = copy.deepcopy(layer.state_dict())
-    trained, x = TrainableLinear(layer, torch.randn(5, 32)), torch.randn(3, 7, 32)
+    trained, x = TrainableLinear(layer, torch.randn(5, 32), codes=codes), torch.randn(3, 7, 32)
     torch.testing.assert_close(trained(x), layer(x))
+    weight = layer.dequantized()
     assert trained.write_() is layer
+    assert torch.equal(layer.dequantized(), weight)
     for name, tensor in layer.state_dict().items():
-        torch.testing.assert_close(tensor, before[name])
+        if name != "weight":  # trellis codes may be others that stand for the same
+            torch.testing.assert_close(tensor, before[name])
 
 
 @EVERY
-def test_what_was_learned_is_written(plan):
+@CODES
+def test_what_was_learned_is_written(plan, codes):
     layer, x = layer_of(plan), torch.randn(9, 32)
-    trained = TrainableLinear(layer, torch.randn(5, 32))
+    trained, before = TrainableLinear(layer, torch.randn(5, 32), codes=codes), layer.weight.clone()
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
             parameter += torch.randn_like(parameter) / (2 if name == "latent" else 50)
         trained.keep_in_range_()
         expected = trained(x)
         torch.testing.assert_close(trained.write_()(x), expected)
+    assert torch.equal(layer.weight, before) == (not codes)
 
 
 @EVERY
@@ -72,7 +79,29 @@ def test_gradients_are_those_of_the_layer_without_rounding(plan):
     torch.testing.assert_close(trained.bias_change.grad, t.grad, **near)
     if layer.smooth is not None:
         torch.testing.assert_close(trained.smooth_change.grad, u.grad, **near)
-    assert (trained.latent is None) == (plan.weight == "tcq4")
+
+
+@EVERY
+def test_a_latent_weight_has_the_gradient_of_its_weight(plan):
+    trained, x = TrainableLinear(layer_of(plan), torch.randn(5, 32)), torch.randn(9, 32)
+    steps = []
+
+    def watched() -> torch.Tensor:
+        steps.append(own())
+        steps[0].retain_grad()
+        return steps[0]
+
+    own, trained.steps = trained.steps, watched
+    trained(x).square().sum().backward()
+    unit = 160 if plan.weight == "tcq4" else 1
+    torch.testing.assert_close(trained.latent.grad, unit * steps[0].grad)
+
+
+def test_codes_that_stay_are_not_asked_for():
+    trained = TrainableLinear(layer_of(PLANS["tcq4"]), torch.randn(5, 32), codes=False)
+    assert trained.latent is None
+    with pytest.raises(ValueError, match="stay as they are"):
+        trained.codes()
 
 
 def test_a_given_smoothing_is_shared():

@@ -7,8 +7,10 @@ the gradient of what it rounds (the straight-through estimator, arXiv 1308.3432)
 drifts until its code changes. A latent weight begins at its code, moved as far towards the float
 weight as the code allows: weights that were nearly rounded the other way are the first to change.
 
-Trellis codes (``tcq4``) stay as they are: a code more or less would change three weights. Of such a
-layer the rest learns.
+Trellis codes (``tcq4``) are searched anew for every update, latent weights being what the search
+(:func:`viditq.ops.round_tcq4`) is to come near; they begin at what the codes stand for. That takes
+a GPU milliseconds and a processor many seconds, so codes can also stay as they are, while the rest
+learns.
 """
 
 from typing import Any
@@ -22,8 +24,8 @@ from viditq.formats import TCQ4
 from viditq.nn.fp8 import Fp8Linear
 from viditq.nn.linear import QuantLinear
 from viditq.nn.simulated import SimulatedLinear
-from viditq.ops import block_hadamard, quantize_rows
-from viditq.quantizers import pack, unpack
+from viditq.ops import block_hadamard, quantize_rows, round_tcq4
+from viditq.quantizers import levels, pack, unpack
 
 __all__ = ["TrainableLinear", "check_trainable"]
 
@@ -32,6 +34,10 @@ NEAREST = 0.49
 
 TRELLIS_STEP = 16
 """Steps of ``tcq4``'s scale that are as long as one of ``int4``'s for the same weight."""
+
+TRELLIS_UNIT = 10 * TRELLIS_STEP
+"""Steps to a unit of a latent trellis weight: to change a path it takes more than to change a code,
+so at one rate with the others they would hardly learn."""
 
 
 def check_trainable(layer: QuantLinear, name: str) -> None:
@@ -49,7 +55,7 @@ class TrainableLinear(nn.Module):
     All parameters are fp32 and move at one rate, since each has a unit of its own.
 
     Attributes:
-        latent: (N, K), in steps of the grid, or ``None``.
+        latent: (N, K), in steps of the grid, for ``tcq4`` of 160 steps of its scale; or ``None``.
         fixed: (N, K) what codes that stay stand for, or ``None``.
         scale_change: (N,) ``r``, relative to the scale.
         smooth_change: (K,) ``u``, relative to the smoothing, which readers of one input share; or
@@ -59,29 +65,36 @@ class TrainableLinear(nn.Module):
     """
 
     def __init__(
-        self, layer: QuantLinear, weight: Tensor, smooth_change: nn.Parameter | None = None
+        self,
+        layer: QuantLinear,
+        weight: Tensor,
+        smooth_change: nn.Parameter | None = None,
+        *,
+        codes: bool = True,
     ) -> None:
         """Of ``layer``, which stays as it is, and the float ``weight`` (N, K) that it stands for.
 
-        ``smooth_change`` is that of another reader of the same input, which then is this one's too.
+        ``smooth_change`` is that of another reader of the same input, which then is this one's too;
+        ``codes`` says whether codes learn.
 
         Raises:
             PlanError: the layer is of a kind that cannot be trained.
         """
         super().__init__()
         check_trainable(layer, type(layer).__name__)
-        self.layer, fmt = [layer], layer.plan.weight_format  # in a list: no submodule
-        self.qmin, self.qmax = fmt.qmin, fmt.qmax
-        codes = unpack(layer.weight, fmt, layer.in_features).float()
-        self.fixed = codes if fmt is TCQ4 else None
-        self.latent = None if fmt is TCQ4 else nn.Parameter(_begun(layer, codes, weight))
+        self.layer, self.format = [layer], layer.plan.weight_format  # in a list: no submodule
+        whole = unpack(layer.weight, self.format, layer.in_features).float()
+        self.fixed = None if codes else whole
+        trellis = self.format is TCQ4
+        begun = whole / TRELLIS_UNIT if trellis else _begun(layer, whole, weight)
+        self.latent = nn.Parameter(begun) if codes else None
         self.scale_change = nn.Parameter(torch.zeros_like(layer.scale))
         bias = layer.bias
         self.bias_change = None if bias is None else nn.Parameter(torch.zeros_like(layer.scale))
         if layer.smooth is not None and smooth_change is None:
             smooth_change = nn.Parameter(torch.zeros_like(layer.smooth))
         self.smooth_change = smooth_change
-        step = TRELLIS_STEP if fmt is TCQ4 else 1
+        step = TRELLIS_STEP if trellis else 1
         self.unit = step * layer.scale * layer.in_features**0.5
 
     def forward(self, input: Tensor) -> Tensor:
@@ -89,18 +102,30 @@ class TrainableLinear(nn.Module):
         _, hadamard, bits, _ = layer.input_quantization
         x, smooth = input.reshape(-1, layer.in_features), self.smooth()
         rows: Any = _Quantized.apply(x, smooth, hadamard, bits)
-        codes, latent = self.codes(), self.latent
-        if latent is not None:
-            codes = latent + (codes - latent).detach()
-        y = functional.linear(rows, codes * self.scale()[:, None], self.bias())
+        y = functional.linear(rows, self.steps() * self.scale()[:, None], self.bias())
         return y.to(input.dtype).reshape(*input.shape[:-1], layer.out_features)
 
-    def codes(self) -> Tensor:
-        """(N, K) float, whole numbers."""
+    def steps(self) -> Tensor:
+        """(N, K) float, whole numbers: the weight in steps of its scale, with the gradient passed
+        straight to the latent weight."""
         if self.latent is None:
             assert self.fixed is not None
             return self.fixed
-        return self.latent.detach().round().clamp(self.qmin, self.qmax)
+        latent = self.latent * TRELLIS_UNIT if self.format is TCQ4 else self.latent
+        return latent + (levels(self.codes(), self.format) - latent).detach()
+
+    def codes(self) -> Tensor:
+        """(N, K) int8, nearest to the latent weight.
+
+        Raises:
+            ValueError: codes do not learn.
+        """
+        if self.latent is None:
+            raise ValueError("The codes of this layer stay as they are, in the layer itself.")
+        latent = self.latent.detach()
+        if self.format is TCQ4:
+            return round_tcq4(latent * TRELLIS_UNIT)
+        return latent.round().clamp(self.format.qmin, self.format.qmax).to(torch.int8)
 
     def scale(self) -> Tensor:
         """(N,) per output channel."""
@@ -119,16 +144,15 @@ class TrainableLinear(nn.Module):
     @torch.no_grad()
     def keep_in_range_(self) -> None:
         """Let no latent weight drift farther from the grid than its outermost cells reach."""
-        if self.latent is not None:
-            self.latent.clamp_(self.qmin - NEAREST, self.qmax + NEAREST)
+        if self.latent is not None and self.format is not TCQ4:
+            self.latent.clamp_(self.format.qmin - NEAREST, self.format.qmax + NEAREST)
 
     @torch.no_grad()
     def write_(self) -> QuantLinear:
         """Put what was learned into the quantized layer, and return it."""
         layer = self.layer[0]
         if self.latent is not None:
-            fmt = layer.plan.weight_format
-            layer.weight.data = pack(self.codes().to(torch.int8), fmt)
+            layer.weight.data = pack(self.codes(), self.format)
         scale, bias, smooth = self.scale().detach().clone(), self.bias(), self.smooth()
         layer.scale.data = scale
         if layer.smooth is not None and smooth is not None:
