@@ -77,6 +77,17 @@ def row(
     }
 
 
+def command(words: Sequence[str]) -> str:
+    """What was called, without the folders it worked in."""
+    kept, rest = ["python"], iter(words)
+    for word in rest:
+        if word in ("--work", "--out"):
+            next(rest, None)
+        elif not word.startswith(("--work=", "--out=")):
+            kept.append(word)
+    return shlex.join(kept)
+
+
 def table(result: dict[str, Any]) -> str:
     """Markdown, nearest to float first."""
     first = result["rows"][0]["name"]
@@ -158,7 +169,7 @@ def main() -> None:
             "pipeline": options.pipeline,
             "num": options.num,
             "rows": rows,
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command(sys.argv),
             "created": provenance.now(),
             "commit": provenance.commit(),
             "versions": provenance.versions(),

@@ -55,7 +55,7 @@ class TrainableLinear(nn.Module):
     All parameters are fp32 and move at one rate, since each has a unit of its own.
 
     Attributes:
-        latent: (N, K), in steps of the grid, for ``tcq4`` of 160 steps of its scale; or ``None``.
+        latent: (N, K), in ``latent_unit`` steps of the scale, or ``None``.
         fixed: (N, K) what codes that stay stand for, or ``None``.
         scale_change: (N,) ``r``, relative to the scale.
         smooth_change: (K,) ``u``, relative to the smoothing, which readers of one input share; or
@@ -86,6 +86,7 @@ class TrainableLinear(nn.Module):
         whole = unpack(layer.weight, self.format, layer.in_features).float()
         self.fixed = None if codes else whole
         trellis = self.format is TCQ4
+        self.latent_unit = TRELLIS_UNIT if trellis else 1
         begun = whole / TRELLIS_UNIT if trellis else _begun(layer, whole, weight)
         self.latent = nn.Parameter(begun) if codes else None
         self.scale_change = nn.Parameter(torch.zeros_like(layer.scale))
@@ -111,7 +112,7 @@ class TrainableLinear(nn.Module):
         if self.latent is None:
             assert self.fixed is not None
             return self.fixed
-        latent = self.latent * TRELLIS_UNIT if self.format is TCQ4 else self.latent
+        latent = self.latent * self.latent_unit
         return latent + (levels(self.codes(), self.format) - latent).detach()
 
     def codes(self) -> Tensor:
@@ -122,9 +123,9 @@ class TrainableLinear(nn.Module):
         """
         if self.latent is None:
             raise ValueError("The codes of this layer stay as they are, in the layer itself.")
-        latent = self.latent.detach()
+        latent = self.latent.detach() * self.latent_unit
         if self.format is TCQ4:
-            return round_tcq4(latent * TRELLIS_UNIT)
+            return round_tcq4(latent)
         return latent.round().clamp(self.format.qmin, self.format.qmax).to(torch.int8)
 
     def scale(self) -> Tensor:
