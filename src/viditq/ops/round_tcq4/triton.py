@@ -60,17 +60,16 @@ def kernel(
     place = tl.arange(0, BLOCK)
     first = start - _BACK + 1  # the first column that is decided on here
     errors = tl.zeros([BLOCK], tl.float32)
-    for k in range(start, end):
-        moved = tl.full([256], 0.0, tl.float32) + tl.load(moves + row * K + k)
+    for j in range(end - start):
+        moved = tl.full([256], 0.0, tl.float32) + tl.load(moves + row * BLOCK + j)
         own = 1.0
         if FEEDBACK:
-            others = across + k * K
-            own = tl.load(others + k)
-            known = (first + place >= 0) & (first + place <= k - _BACK)
-            moved += tl.sum(errors * tl.load(others + first + place, mask=known, other=0.0), axis=0)
+            others = across + j * (BLOCK + _BACK)  # from the column ``first`` on
+            weight = others + j + _BACK - 1
+            own = tl.load(weight)
+            moved += tl.sum(errors * tl.load(others + place), axis=0)
             for age in tl.static_range(_BACK - 1):
-                weight = tl.load(others + k - 1 - age, mask=k > age, other=0.0)
-                moved -= weight * _value(h0, h1, h2, h3, h4, age)
+                moved -= tl.load(weight - 1 - age) * _value(h0, h1, h2, h3, h4, age)
         miss = tl.reshape(moved, (16, 16))[:, :, None] - own * values
         total = miss * miss + tl.reshape(cost, (16, 16))[:, :, None]
         best = tl.min((total.to(tl.int32, bitcast=True) & -16) | a, axis=0)
@@ -88,7 +87,7 @@ def kernel(
         h1, h0 = h1 | h0 >> 28, h0 << 4 | (state & 15).to(tl.uint32)
         least, winner = tl.min(cost, axis=0, return_indices=True)
         cost -= least
-        old = k - _BACK + 1
+        old = first + j
         if old >= 0:
             code = h3 >> 28
             chosen = tl.sum(tl.where(state == winner, code, 0), axis=0)
@@ -98,7 +97,7 @@ def kernel(
                 value = _value(h0, h1, h2, h3, h4, _BACK - 1)
                 value = tl.sum(tl.where(state == winner, value, 0.0), axis=0)
                 error = tl.load(targets + old) - value
-                errors = tl.where(first + place == old, error, errors)
+                errors = tl.where(place == j, error, errors)
                 tl.store(settled + old, error)
     if end < K:
         tl.store(costs, cost)
@@ -142,18 +141,25 @@ def round_tcq4(targets: Tensor, root: Tensor | None) -> Tensor:
     codes = torch.empty((rows, features), dtype=torch.int8, device=targets.device)
     if not codes.numel():
         return codes
-    across, moves, settled = targets, targets, targets  # which without feedback are not looked at
-    if root is not None:
-        across = root.T.contiguous()
-        moves = targets @ root.triu().tril(BACK - 1)
-        settled = torch.empty_like(targets)
     costs = targets.new_empty((rows, 256))
     paths = torch.empty((rows, WORDS, 256), dtype=torch.uint32, device=targets.device)
+    across = settled = targets
+    if root is not None:
+        # What each of a block's columns gets of the errors before it, from 31 before the block on.
+        across, settled = targets.new_zeros(BLOCK, BLOCK + BACK), torch.empty_like(targets)
     for start in range(0, features, BLOCK):
         end = min(features, start + BLOCK)
-        decided = start - BACK + 1
-        if root is not None and decided > 0:
-            moves[:, start:end].addmm_(settled[:, :decided], root[:decided, start:end])
+        moves = targets.new_empty((rows, BLOCK))
+        own = moves[:, : end - start]
+        if root is None:
+            own.copy_(targets[:, start:end])
+        else:
+            low = max(0, start - BACK + 1)
+            factor = root[low:end, start:end]
+            near = factor.triu(low - start).tril(low - start + BACK - 1)  # at most 31 columns back
+            torch.matmul(targets[:, low:end], near, out=own)
+            own += settled[:, :low] @ root[:low, start:end]
+            across[: end - start, BACK - 1 - start + low : BACK - 1 + end - start] = factor.T
         tensors = (targets, across, moves, settled, codes, costs, paths)
         numbers, constants = (features, start, end), (root is not None, BLOCK)
         launch(kernel, rows, tensors, numbers, constants, {"num_warps": 8})

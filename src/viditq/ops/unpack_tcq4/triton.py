@@ -33,17 +33,17 @@ def kernel(packed, weight, FEATURES: tl.constexpr, BLOCKS: tl.constexpr, BYTES: 
     even = (before & 15) << 8 | before & 0xF0 | own & 15
     odd = before >> 4 << 8 | (own & 15) << 4 | own >> 4
     k = block * (2 * BYTES) + tl.arange(0, 2 * BYTES)
-    values = tl.interleave(window_value(even), window_value(odd))
+    values = tl.interleave(window_value(even).to(tl.int8), window_value(odd).to(tl.int8))
     tl.store(weight + row * FEATURES + k, values, mask=k < FEATURES)
 
 
 @triton.jit
 def window_value(window):
-    """int8 of uint32: see :func:`viditq.ops.unpack_tcq4.reference.window_values`."""
+    """int32 of uint32: see :func:`viditq.ops.unpack_tcq4.reference.window_values`."""
     x = window * tl.full([], _MULTIPLIER, tl.uint32) + tl.full([], _INCREMENT, tl.uint32)
     pairs = (x & 0x00FF00FF) + (x >> 8 & 0x00FF00FF)
     total = (pairs & 0xFFFF) + (pairs >> 16)
-    return (total.to(tl.int32) - 510 >> 2).to(tl.int8)
+    return total.to(tl.int32) - 510 >> 2
 
 
 def unpack_tcq4(packed: Tensor, features: int) -> Tensor:
