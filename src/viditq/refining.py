@@ -102,14 +102,10 @@ def refine_(
         check_trainable(layer, name)
     state = _State(Path(folder) / "refined", settings, recorded, layers)
     with frozen(model), frozen(reference):
-        trained = _trainable(layers, reference)
-        every = (p for layer in trained.values() for p in layer.parameters())
-        own = list(dict.fromkeys(every))
-        quantized = {id(p) for layer in layers.values() for p in layer.parameters()}
-        floats = [
-            p for p in model.parameters() if id(p) not in quantized and p.dtype == torch.float32
-        ]
+        trained, floats = _trainable(layers, reference), _floats(model, layers)
         with _in_places(model, trained, layers), _learning(floats):
+            every = (p for layer in trained.values() for p in layer.parameters())
+            own = list(dict.fromkeys(every))
             parameters = [*own, *floats]
             groups = [{"params": own, "unit": 1.0}]
             groups += [{"params": [p], "unit": _unit(p)} for p in floats]
@@ -159,6 +155,12 @@ def _trainable(
         trained[name] = TrainableLinear(layer, weight, shared.get(key), codes=codes)
         shared[key] = trained[name].smooth_change
     return trained
+
+
+def _floats(model: nn.Module, layers: Mapping[str, QuantLinear]) -> list[nn.Parameter]:
+    """What is to learn outside the quantized layers."""
+    quantized = {id(p) for layer in layers.values() for p in layer.parameters()}
+    return [p for p in model.parameters() if id(p) not in quantized and p.dtype == torch.float32]
 
 
 @contextmanager
