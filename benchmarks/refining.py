@@ -13,7 +13,6 @@ recipe. It leaves out what ``viditq shootout`` measures beside these: optical fl
 import argparse
 import json
 import shlex
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -77,15 +76,13 @@ def row(
     }
 
 
-def command(words: Sequence[str]) -> str:
+def command(options: argparse.Namespace) -> str:
     """What was called, without the folders it worked in."""
-    kept, rest = ["python"], iter(words)
-    for word in rest:
-        if word in ("--work", "--out"):
-            next(rest, None)
-        elif not word.startswith(("--work=", "--out=")):
-            kept.append(word)
-    return shlex.join(kept)
+    kept = {
+        key: getattr(options, key) for key in ("name", "recipes", "num", "batch_size", "device")
+    }
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in kept.items()]
+    return shlex.join(["python", "benchmarks/refining.py", options.pipeline, *words])
 
 
 def table(result: dict[str, Any]) -> str:
@@ -169,7 +166,7 @@ def main() -> None:
             "pipeline": options.pipeline,
             "num": options.num,
             "rows": rows,
-            "command": command(sys.argv),
+            "command": command(options),
             "created": provenance.now(),
             "commit": provenance.commit(),
             "versions": provenance.versions(),

@@ -144,6 +144,7 @@ def test_the_float_model_is_left_alone(models, lessons, tmp_path):
 def test_a_killed_run_goes_on_and_ends_alike(models, lessons, tmp_path, monkeypatch, last):
     monkeypatch.setattr(refining, "SAVE_EVERY", 10)
     reference, model = models
+    model.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))  # without a gradient
     start, whole = states(model), copy.deepcopy(model)
     refine_(whole, reference, lessons, SETTINGS, tmp_path / "whole")
 

@@ -103,7 +103,7 @@ class Refine(Value):
     """How the quantized model learns from the float one (:mod:`viditq.refining`).
 
     Attributes:
-        updates: of codes, scales, smoothing and biases.
+        updates: of codes, scales, smoothing, biases and what stayed float.
         samples: sampling trajectories of the float model to learn from.
         batch: samples that an update learns from.
     """
