@@ -5,7 +5,7 @@
 Random weights at the published configuration, random inputs at the size that pipelines make, as
 many calls as ``viditq quantize`` records: from recorded calls to packed codes in the model, stage
 by stage. Stopped and called again, it goes on where it was. Writes
-``benchmarks/results/quantizing-MODEL.json``.
+``benchmarks/results/quantizing-MODEL.json``, with ``-PRESET`` for others than ``w4a8``.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from viditq.pipelines.record import DEFAULT_KEPT_STEPS, kept_steps
 from viditq.streaming import quantize_transformer_
 
 RESULTS = Path(__file__).parent / "results"
-STEPS = 20
+PRESET, STEPS = "w4a8", 20
 
 
 class Stages:
@@ -83,7 +83,7 @@ def recorded_at_random(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("model", choices=list(MODELS))
-    parser.add_argument("--preset", default="w4a8")
+    parser.add_argument("--preset", default=PRESET)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--one-block", action="store_true", help="of each kind, to try it out")
@@ -124,7 +124,8 @@ def main() -> None:
         "hardware": provenance.hardware(str(device)),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"quantizing-{case.name}.json"
+    name = case.name if options.preset == PRESET else f"{case.name}-{options.preset}"
+    file = options.out / f"quantizing-{name}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({k: result[k] for k in ("seconds", "stages", "peak_bytes")}))
 

@@ -10,7 +10,7 @@ from torch import nn
 import tiny
 from checks import refuses
 from synthetic import statistics, tokens
-from viditq.balancing import make_balance
+from viditq.balancing import make_balance, static_profile
 from viditq.convert import (
     balance_for,
     group_layers,
@@ -48,7 +48,7 @@ def test_codes_are_those_of_the_balanced_weight_rounded_once(plan, k):
     """Made here from the formula ``round((W · s) H / scale)``."""
     linear, stats = nn.Linear(k, 5), statistics(tokens(k))
     balance = make_balance(
-        stats.step_amax,
+        static_profile(stats.step_amax),
         linear.weight.detach().abs().amax(0),
         alpha=plan.smooth,
         hadamard=plan.hadamard,
@@ -109,6 +109,53 @@ def test_bias_correction_removes_the_mean_error(weight, rounding, bias):
 
     assert mean_error(True) < 1e-5
     assert mean_error(False) > 100 * mean_error(True)
+
+
+@pytest.mark.parametrize("correct", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_is_centered_is_float_at_the_center(bias, correct):
+    """Nothing is left to quantize there, and the bias has what the float weight makes of it."""
+    linear, x = nn.Linear(36, 5, bias=bias), tokens(36) + 20
+    plan = LayerPlan(
+        weight="int4", center=True, smooth=0.5, profile="rms", hadamard=4, bias_correction=correct
+    )
+    layer = readers_of([linear], plan, statistics(x))[0]
+    torch.testing.assert_close(layer.center.float(), x.mean(0), rtol=2**-8, atol=1e-6)
+    center = layer.center.float()[None]
+    if not correct:
+        torch.testing.assert_close(layer(center), linear(center))
+    # What the center, rounded to bf16, is short of the mean counts as a mean error.
+    mean = x.mean(0)[None]
+    torch.testing.assert_close(layer(mean), linear(mean), rtol=0, atol=0.02)
+
+
+def test_centering_takes_an_offset_out_of_a_tokens_range():
+    linear, x = nn.Linear(36, 16), tokens(36, 500) + 30 * torch.randn(36)
+    stats = statistics(x)
+
+    def db(**fields):
+        layer = readers_of([linear], LayerPlan(smooth=0.5, profile="rms", **fields), stats)[0]
+        return output_sqnr_db(linear, layer, x)
+
+    assert db(center=True, hadamard=4) > db(hadamard=4) + 10
+
+
+def test_smoothing_by_rms_makes_the_product_of_both_powers_smallest():
+    """Of all vectors: what a rotation makes noise of, and what the noise meets."""
+    linear, x = nn.Linear(36, 16), tokens(36, 500) * torch.logspace(-1, 1, 36) + 3
+    stats = statistics(x)
+    for center in (False, True):
+        plan = LayerPlan(smooth=0.5, profile="rms", center=center)
+        smooth = balance_for([plan], [linear], stats).smooth
+        shifted = x - x.mean(0) if center else x
+
+        def powers(s, shifted=shifted):
+            return (shifted / s).square().sum() * (linear.weight * s).square().sum()
+
+        least = powers(smooth)
+        assert powers(torch.ones(36)) > 1.1 * least
+        for _ in range(20):
+            assert powers(smooth * (1 + 0.3 * torch.rand(36))) > least * (1 - 1e-5)
 
 
 def test_rounding_does_not_mind_the_mean_error_that_the_bias_takes():
@@ -333,7 +380,7 @@ class TestModel:
         plan = self.plan(model, LayerPlan(smooth=0.5))
         last = [n for n in plan.layers if n.endswith("attn1.to_v")][-1]
         plan = plan.model_copy(update={"layers": plan.layers | {last: LayerPlan(smooth=0.25)}})
-        with refuses(PlanError, last.replace("to_v", "to_q"), "same smooth and hadamard"):
+        with refuses(PlanError, last.replace("to_v", "to_q"), "same smooth, profile, center"):
             quantize_(model, plan, self.stats(model))
         assert not any(isinstance(m, QuantLinear) for m in model.modules())
 

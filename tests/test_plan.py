@@ -26,11 +26,17 @@ layer_plans = st.builds(
     granularity=st.sampled_from(["token", "tensor"]),
     activation=st.sampled_from(["int8", "int6", "int4"]),
     smooth=st.none() | st.floats(0, 1),
-    profile=st.sampled_from(["static", "max", "salience"]),
+    profile=st.sampled_from(["static", "max", "salience", "rms"]),
     hadamard=st.sampled_from([0, 2, 64, 128, 4096]),
     rounding=st.sampled_from(["nearest", "gptq", "two_sided"]),
     clip=st.booleans(),
     bias_correction=st.booleans(),
+) | st.builds(
+    LayerPlan,
+    center=st.just(True),
+    smooth=st.none() | st.floats(0, 1),
+    profile=st.just("rms"),
+    hadamard=st.sampled_from([0, 64]),
 )
 plans = st.builds(
     Plan,
@@ -63,6 +69,8 @@ class TestPlan:
             ({"activation": "fp8"}, ("fp8", "together")),
             ({"weight": "fp8", "activation": "fp8", "clip": True}, ("fp8", "clipped")),
             ({"granularity": "tensor", "group": 64}, ("static", "group")),
+            ({"granularity": "tensor", "center": True}, ("center", "per token")),
+            ({"center": True, "smooth": 0.5}, ("centered", "rms")),
             ({"rank": 4, "rounding": "two_sided"}, ("two_sided",)),
             ({"rank": -1}, ("rank", "-1")),
             ({"profile": "mean"}, ("profile", "'mean'")),

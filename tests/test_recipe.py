@@ -113,7 +113,7 @@ class TestLoadRecipe:
         assert coded.default == plain.default.model_copy(update=changed)
         both = load_recipe("w4a8-tcq-refined")
         assert both.default == coded.default
-        assert both.refine == Refine(updates=400, samples=256, batch=16)
+        assert both.refine == Refine(updates=800, samples=4096, batch=256)
 
     @pytest.mark.parametrize("bits", list_presets())
     @pytest.mark.parametrize("method", [m for m in list_methods() if m != "fp8"])
@@ -142,6 +142,7 @@ class TestLoadRecipe:
             "qdiffusion": {"granularity": "tensor", "rounding": "gptq", "clip": True},
             "svdquant": {"rank": 4, "group": 64, "profile": "max"},
             "fp8": {"weight": "fp8"},
+            "centered": {"center": True, "profile": "rms", "smooth": 0.5, "hadamard": 128},
             "grouped": {"group": 64, "rounding": "two_sided", "zero_point": False},
         }
         assert set(defining) == set(list_methods())

@@ -87,10 +87,11 @@ def test_the_output_comes_nearer_to_the_float_one(models, lessons, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("device", "stay"), [("cpu", True), pytest.param("cuda", False, marks=pytest.mark.gpu)]
+    ("device", "updates", "stay"),
+    [("cpu", 60, True), pytest.param("cuda", 300, False, marks=pytest.mark.gpu)],
 )
 def test_trellis_codes_learn_on_a_gpu_and_the_rest_everywhere(
-    source, lessons, tmp_path, device, stay
+    source, lessons, tmp_path, device, updates, stay
 ):
     pipe = pipelines.load(source)
     recorded = pipelines.record(pipe, PROMPTS[:2], tmp_path / "r", steps=2, kept=2)
@@ -98,7 +99,7 @@ def test_trellis_codes_learn_on_a_gpu_and_the_rest_everywhere(
     quantize_transformer_(model, load_recipe("w4a8-tcq"), recorded, tmp_path / "q")
     before, start = error(model, pipe.transformer, lessons), states(model)
     model.to(device), pipe.transformer.to(device)
-    refine_(model, pipe.transformer, lessons, Refine(updates=60, batch=8), tmp_path / "l")
+    refine_(model, pipe.transformer, lessons, Refine(updates=updates, batch=8), tmp_path / "l")
     model.to("cpu"), pipe.transformer.to("cpu")
     assert error(model, pipe.transformer, lessons) < 0.95 * before
     codes = {name for name, tensor in start.items() if tensor.dtype == torch.uint8}

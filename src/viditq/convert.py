@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from viditq.balancing import Balance, make_balance
+from viditq.balancing import Balance, make_balance, salience_profile, static_profile
 from viditq.diagnostics import LayerDiagnostics, sqnr_db
 from viditq.errors import CalibrationError, PipelineError, PlanError
 from viditq.models import LayerInfo
-from viditq.nn import QuantLinear, empty_like, planned_layers
+from viditq.nn import CENTER_DTYPE, QuantLinear, empty_like, planned_layers
 from viditq.ops import use_backend
 from viditq.plan import LayerPlan, Plan
 from viditq.progress import Track, quiet
@@ -178,18 +178,23 @@ def quantize_readers(
             rounded by GPTQ, which will do for comparing balances.
         sweeps: rounds of coordinate descent after GPTQ; fewer will do for comparing balances.
     """
-    moment, mean = balance.second_moment(stats.second_moment), balance.activation(stats.mean)
+    moment, mean = balance.second_moment(stats.second_moment), balance.difference(stats.mean)
     covariance = moment - torch.outer(mean, mean)
+    center = torch.zeros_like(mean)
+    if balance.center is not None:
+        center = balance.difference(balance.center)
     quantized: dict[int, QuantLinear] = {}
     for plan in dict.fromkeys(plans):
         same = [i for i, own in enumerate(plans) if own == plan]
         weights = [balance.weight(_weight(linears[i])) for i in same]
         own_gradients = [g for i in same if gradients and (g := gradients[i]) is not None]
-        # A mean error that goes into the bias need not be minded in rounding.
-        second = covariance if plan.bias_correction else moment
+        # What the bias makes of the mean need not be minded in rounding.
+        second = covariance if plan.bias_correction or plan.center else moment
         rounded = round_weights(weights, plan, second, own_gradients or None, sweeps=sweeps)
         for i, weight, own in zip(same, weights, rounded, strict=True):
-            shift = (weight - own.dequantized()) @ mean
+            shift = weight @ center
+            if plan.bias_correction:
+                shift += (weight - own.dequantized()) @ (mean - center)
             quantized[i] = _fill(linears[i], plan, balance, stats, own, shift)
     return [quantized[i] for i in range(len(linears))]
 
@@ -207,11 +212,13 @@ def _fill(
     quantized.scale.data = rounded.grid.scale.clone()
     if quantized.bias is not None:
         bias = linear.bias.detach().float() if linear.bias is not None else torch.zeros_like(shift)
-        bias = bias + shift if plan.bias_correction else bias
-        quantized.bias.data = bias.to(linear.weight.dtype)
+        quantized.bias.data = (bias + shift).to(quantized.bias.dtype)
     if quantized.smooth is not None:
         assert balance.smooth is not None
         quantized.smooth.data = balance.smooth.clone()
+    if quantized.center is not None:
+        assert balance.center is not None
+        quantized.center.data = balance.center.to(quantized.center.dtype)
     if quantized.input_scale is not None:
         grid = _static_grid(plan, stats, balance)
         quantized.input_scale.data = grid.scale[0]
@@ -263,23 +270,38 @@ def balance_for(
         linears: the readers, weights (N_i, K).
         stats: of the input.
     """
-    weight_amax = torch.cat([_weight(linear) for linear in linears]).abs().amax(0)
-    plan = plans[0]
+    plan, weight = plans[0], torch.cat([_weight(linear) for linear in linears])
+    # Rounded as it is stored, so that the bias makes up for just what is taken off.
+    center = stats.mean.to(CENTER_DTYPE).float() if plan.center else None
+    activation, columns = _magnitudes(plan.profile, stats, center, weight)
     return make_balance(
-        stats.step_amax,
-        weight_amax,
-        alpha=plan.smooth,
-        hadamard=plan.hadamard,
-        profile=plan.profile,
+        activation, columns, alpha=plan.smooth, hadamard=plan.hadamard, center=center
     )
+
+
+def _magnitudes(
+    profile: str, stats: LayerStats, center: Tensor | None, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(K,) of the input's channels and of the columns of ``weight`` (N, K), for smoothing."""
+    if profile == "rms":
+        power = stats.second_moment.diagonal()
+        if center is not None:
+            power = power - 2 * center * stats.mean + center.square()
+        return power.clamp_min(0.0).sqrt(), weight.square().mean(0).sqrt()
+    columns = weight.abs().amax(0)
+    if profile == "max":
+        return stats.step_amax.amax(0), columns
+    if profile == "salience":
+        return salience_profile(stats.step_amax, columns), columns
+    return static_profile(stats.step_amax), columns
 
 
 def _check_agreement(plans: Sequence[LayerPlan], name: str) -> None:
     """:class:`PlanError` if the readers of the input of ``name`` are to balance it differently."""
     if len({plan.balance for plan in plans}) != 1:
         raise PlanError(
-            f"{name} and the layers that read the same input need the same smooth and hadamard, "
-            f"and the same profile."
+            f"{name} and the layers that read the same input need the same smooth, profile, center "
+            f"and hadamard."
         )
 
 

@@ -44,7 +44,7 @@ ROLES = (
 WeightFormat = Literal["int8", "int6", "int4", "tcq4", "fp8"]
 ActivationFormat = Literal["int8", "int6", "int4", "fp8"]
 Granularity = Literal["token", "tensor"]
-Profile = Literal["static", "max", "salience"]
+Profile = Literal["static", "max", "salience", "rms"]
 Rounding = Literal["nearest", "gptq", "two_sided"]
 Alpha = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 Block = Annotated[int, Field(ge=0, le=4096, strict=True)]
@@ -73,6 +73,8 @@ class LayerPlan(Value):
         smooth: migration strength α of the per-channel smoothing vector, 0 (balance the weight
             alone) to 1 (balance the activation alone); ``None`` for no smoothing.
         profile: what a channel's magnitude is for smoothing, see :mod:`viditq.balancing.scaling`.
+        center: take each channel's mean over the calibration tokens off the input before anything
+            else; what the layer makes of the means goes into its bias.
         hadamard: block size of the Hadamard rotation, a power of two; 0 for none.
         rank: of a branch ``x · downᵀ · upᵀ`` in bf16 beside the integers; 0 for none.
         rounding: ``nearest``; ``gptq`` (second-order in the layer's input); ``two_sided``
@@ -89,6 +91,7 @@ class LayerPlan(Value):
     zero_point: bool = False
     smooth: Alpha | None = None
     profile: Profile = "static"
+    center: bool = False
     hadamard: Block = 0
     rank: Rank = 0
     rounding: Rounding = "nearest"
@@ -121,14 +124,19 @@ class LayerPlan(Value):
             )
         if self.group and self.granularity == "tensor":
             raise ValueError("a static scale per tensor has no group")
+        if self.center and self.granularity == "tensor":
+            raise ValueError("center goes with a scale per token")
+        if self.center and self.smooth is not None and self.profile != "rms":
+            raise ValueError("what is centered is smoothed by the rms profile")
         if self.rounding == "two_sided" and (self.zero_point or self.rank):
             raise ValueError("two_sided rounds symmetric weights, without zero point or branch")
         return self
 
     @property
-    def balance(self) -> tuple[float | None, str, int]:
-        """What all readers of one input must agree on: smoothing, its profile, the rotation."""
-        return self.smooth, self.profile, self.hadamard
+    def balance(self) -> tuple[float | None, str, bool, int]:
+        """What all readers of one input must agree on: smoothing, its profile, centering, the
+        rotation."""
+        return self.smooth, self.profile, self.center, self.hadamard
 
     @property
     def simulated(self) -> bool:

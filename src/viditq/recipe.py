@@ -68,6 +68,7 @@ class Search(Value):
     zero_point: bool | None = None
     smooth: Smooth | Some[Smooth] | None = None
     profile: Profile | Some[Profile] | None = None
+    center: bool | None = None
     hadamard: Block | Some[Block] | None = None
     rank: Rank | Some[Rank] | None = None
     rounding: Rounding | None = None

@@ -306,9 +306,10 @@ class _State:
         origin.update(recorded.info.model_dump_json().encode())
         for name, layer in layers.items():  # of another recipe they are others
             origin.update(name.encode())
-            for tensor in (layer.weight, layer.scale, layer.smooth):
+            for tensor in (layer.weight, layer.scale, layer.smooth, layer.center):
                 if tensor is not None:
-                    origin.update(tensor.detach().cpu().numpy().tobytes())
+                    stored = tensor.detach().cpu().contiguous()
+                    origin.update(stored.view(torch.uint8).numpy().tobytes())
         self._origin = origin.hexdigest()
 
     def save(

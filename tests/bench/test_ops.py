@@ -27,7 +27,13 @@ def test_rows(tmp_path):
     result = run(torchao=True, file=tmp_path / "ops.json", command="viditq bench ops")
     products = by_op(result, ProductRow)
     timed = {name for name, row in products.items() if row.timing is not None}
-    assert timed == {BF16, "int8_linear", "int4_linear", "quantize_rows + int8_linear"}
+    assert timed == {
+        BF16,
+        "int8_linear",
+        "int4_linear",
+        "unpack_tcq4 + int8_linear",
+        "quantize_rows + int8_linear",
+    }
     for name in timed:
         assert products[name].tops > 0
         assert products[name].check

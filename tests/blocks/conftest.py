@@ -35,6 +35,8 @@ def random_layer(linear: nn.Linear, plan: LayerPlan, smooth: torch.Tensor) -> Qu
         layer.bias.data = torch.randn(shape[0]) / 10
     if layer.smooth is not None:
         layer.smooth.data = smooth.clone()
+    if layer.center is not None:  # the same for all who read one input, as ``smooth`` is
+        layer.center.data = smooth.log().to(layer.center.dtype)
     if layer.input_scale is not None:
         layer.input_scale.data = torch.tensor(0.02)
     return layer

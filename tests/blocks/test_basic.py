@@ -182,6 +182,7 @@ class TestSomethingOnALayer:
             (LayerPlan(activation="int6", smooth=0.5, hadamard=16), 3, 8),
             (LayerPlan(weight="int4", smooth=0.5, hadamard=16), 2, 7),
             (LayerPlan(smooth=0.5), 3, 8),
+            (LayerPlan(center=True, profile="rms", smooth=0.5, hadamard=16), 3, 8),
             (LayerPlan(granularity="tensor", smooth=0.5, hadamard=16), 3, 8),
         ],
     )

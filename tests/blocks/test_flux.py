@@ -33,6 +33,7 @@ KINDS = ["double", "single"]
 PLANS = {
     "w8a8": LayerPlan(smooth=0.5, hadamard=16),
     "w8a8-unbalanced": LayerPlan(),
+    "w8a8-centered": LayerPlan(center=True, profile="rms", smooth=0.5, hadamard=16),
     "w4a8": LayerPlan(weight="int4", smooth=0.5, hadamard=16),
 }
 FUSED = {

@@ -12,6 +12,7 @@ PLANS = {
     "int8": LayerPlan(smooth=0.5, hadamard=16),
     "int6": LayerPlan(weight="int6", activation="int6", smooth=0.5, hadamard=16),
     "int4": LayerPlan(weight="int4", smooth=0.5),
+    "centered": LayerPlan(center=True, profile="rms", smooth=0.5, hadamard=16),
     "static": LayerPlan(granularity="tensor", smooth=0.5, hadamard=16),
 }
 

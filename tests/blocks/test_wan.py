@@ -18,6 +18,7 @@ from viditq.plan import LayerPlan, Plan
 PLANS = {
     "w8a8": LayerPlan(smooth=0.5, hadamard=16),
     "w8a8-unbalanced": LayerPlan(),
+    "w8a8-centered": LayerPlan(center=True, profile="rms", smooth=0.5, hadamard=16),
     "w4a8": LayerPlan(weight="int4", smooth=0.5, hadamard=16),
 }
 KINDS = ["text-to-video", "image-to-video", "token-times", "no-cross-norm"]

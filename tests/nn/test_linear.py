@@ -20,6 +20,7 @@ PLANS = {
     "tcq": LayerPlan(weight="tcq4", smooth=0.5, hadamard=16, rounding="gptq"),
     "rotated": LayerPlan(hadamard=16),
     "smoothed": LayerPlan(weight="int4", smooth=0.0),
+    "centered": LayerPlan(center=True, profile="rms", smooth=0.5, hadamard=4),
     "naive": LayerPlan(granularity="tensor"),
     "static": LayerPlan(granularity="tensor", smooth=0.5, hadamard=4),
 }
@@ -40,6 +41,8 @@ def filled(
         layer.bias.data = torch.randn(n)
     if layer.smooth is not None:
         layer.smooth.data = (torch.rand(k) + 0.5) * (torch.randint(0, 2, (k,)) * 2 - 1)
+    if layer.center is not None:
+        layer.center.data = torch.randn(k).to(layer.center.dtype)
     if layer.input_scale is not None:
         # Its range holds what the tests' smoothing and a rotation make of ±2.5.
         layer.input_scale.data = torch.tensor(0.02 if layer.smooth is None else 0.04)
@@ -50,13 +53,15 @@ def filled(
 @pytest.mark.parametrize("k", WIDTHS)
 @EVERY_PLAN
 def test_is_its_formula(name, k, dtype):
-    """``y = (x / s) H · Ŵ'ᵀ + b`` in fp64, on the codes that the input gets."""
+    """``y = ((x - c) / s) H · Ŵ'ᵀ + b`` in fp64, on the codes that the input gets."""
     plan = PLANS[name]
     layer, codes = filled(plan, k)
     layer.bias.data = layer.bias.data.to(dtype)
     x = torch.randn(3, 17, k).to(dtype)
     rows, bits = x.reshape(-1, k), plan.activation_format.bits
-    x_codes, x_scale = quantize_rows(rows, layer.smooth, layer.hadamard, bits, layer.input_scale)
+    x_codes, x_scale = quantize_rows(
+        rows, layer.smooth, layer.hadamard, bits, layer.input_scale, layer.center
+    )
     dequantized = x_codes.double() * x_scale.double().reshape(-1, 1)
     y = dequantized @ (codes.double() * layer.scale.double()[:, None]).T + layer.bias.double()
     result = layer(x)
@@ -79,7 +84,8 @@ def test_is_near_the_float_layer_it_stands_for(name, k):
     if layer.smooth is not None:
         weight = weight / layer.smooth.double()
     x = torch.randn(64, k).clamp(-2.5, 2.5)  # inside the range of the static scale
-    reference = x.double() @ weight.T + layer.bias.double()
+    shifted = x if layer.center is None else x - layer.center.float()
+    reference = shifted.double() @ weight.T + layer.bias.double()
     relative = (layer(x).double() - reference).norm() / (reference - layer.bias.double()).norm()
     assert relative < {"int8": 0.015, "int6": 0.06}[plan.activation]
 
@@ -118,6 +124,7 @@ def test_without_a_bias():
 @EVERY_PLAN
 def test_compiles_into_one_graph(name):
     """aot_eager traces through the shape functions of the ops; machine code adds no law."""
+    torch.compiler.reset()  # of each class so many kinds can be compiled
     layer, _ = filled(PLANS[name], 36)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=False)
     x = torch.randn(2, 17, 36)
@@ -177,6 +184,7 @@ def test_holds_exactly_what_the_plan_asks_for(name, k):
     rotated = plan.hadamard > 0 and k % 4 == 0
     expected = {"weight", "scale", "bias"}
     expected |= {"smooth"} if plan.smooth is not None or rotated else set()
+    expected |= {"center"} if plan.center else set()
     expected |= {"input_scale"} if plan.granularity == "tensor" else set()
     assert set(layer.state_dict()) == expected
     assert (layer.hadamard > 0) == rotated

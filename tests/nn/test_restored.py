@@ -17,6 +17,8 @@ PLANS = {
     "int4": LayerPlan(weight="int4", smooth=0.5, hadamard=4, bias_correction=True),
     "rotated": LayerPlan(hadamard=4),
     "static": LayerPlan(granularity="tensor", smooth=0.5, hadamard=4),
+    "centered": LayerPlan(center=True, profile="rms", smooth=0.5, hadamard=4),
+    "centered branch": LayerPlan(weight="int4", rank=3, center=True, hadamard=4),
     "fp8": LayerPlan(weight="fp8", activation="fp8", smooth=0.5, hadamard=4),
     "branch": LayerPlan(weight="int4", rank=3, smooth=0.5, hadamard=4),
     "zero point": LayerPlan(weight="int4", zero_point=True, smooth=0.5, hadamard=4),
@@ -38,7 +40,7 @@ def made(plan, *, bias=True) -> tuple[nn.Linear, QuantLinear, torch.Tensor]:
 
 def without_rounding(layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
     """What the layer's formula gives for its own codes and for activations as they are, fp64."""
-    balanced = balance_rows(x, layer.smooth, layer.hadamard).double()
+    balanced = balance_rows(x, layer.smooth, layer.hadamard, layer.center).double()
     y = balanced @ layer.dequantized().double().T
     if isinstance(layer, SimulatedLinear) and layer.down is not None and layer.up is not None:
         y = y + balanced @ layer.down.double().T @ layer.up.double().T

@@ -14,6 +14,7 @@ PLANS = {
     "int4": LayerPlan(weight="int4", smooth=0.5, hadamard=16),
     "tcq4": LayerPlan(weight="tcq4", smooth=0.5, hadamard=16, rounding="gptq"),
     "plain": LayerPlan(),
+    "centered": LayerPlan(center=True, profile="rms", smooth=0.5, hadamard=16),
 }
 CODES = pytest.mark.parametrize("codes", [True, False], ids=["codes learn", "codes stay"])
 EVERY = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -26,6 +27,8 @@ def layer_of(plan: LayerPlan, n: int = 5, k: int = 32) -> QuantLinear:
     layer.bias.data = torch.randn(n)
     if layer.smooth is not None:
         layer.smooth.data = (torch.rand(k) + 0.5) * (torch.randint(0, 2, (k,)) * 2 - 1)
+    if layer.center is not None:
+        layer.center.data = torch.randn(k).to(layer.center.dtype)
     return layer
 
 
@@ -67,7 +70,7 @@ def test_gradients_are_those_of_the_layer_without_rounding(plan):
     (trained(x) * wanted).sum().backward()
     weight, r = layer.dequantized().double(), torch.zeros(5).double().requires_grad_()
     t, u = torch.zeros(5).double().requires_grad_(), torch.zeros(32).double().requires_grad_()
-    rows = x.double()
+    rows = x.double() if layer.center is None else x.double() - layer.center.double()
     if layer.smooth is not None:
         from viditq.ops import block_hadamard
 

@@ -86,14 +86,21 @@ def row_kernels() -> Iterator[Case]:
     for op, arguments in ops.items():
         kernel = import_module(f"viditq.ops.{op}.triton").kernel
         for features in widths[op]:
-            for block, static in ((0, None), (128, None), (128, "*fp32")):
-                tile = tiling(features, block, 2 if op == "norm_quantize" else 1)
+            for block, static, center in (
+                (0, None, None),
+                (128, None, None),
+                (128, "*fp32", None),
+                (128, None, "*fp32"),
+            ):
+                vectors = 2 if op == "norm_quantize" or center else 1
+                tile = tiling(features, block, vectors=vectors)
                 # A few registers too many, beside 112 for values and factors, cost little.
                 stack = 48 if features == 13824 else 0
                 yield Case(
-                    f"{op} K={features} hadamard={block}{' static' if static else ''}",
+                    f"{op} K={features} hadamard={block}{' static' if static else ''}"
+                    f"{' center' if center else ''}",
                     kernel,
-                    {**rows, **arguments, "static": static, "TILE": tile},
+                    {**rows, **arguments, "static": static, "center": center, "TILE": tile},
                     tile.options,
                     (80, 90) if block and features == widths[op][0] else (90,),
                     {"stack_bytes": stack, "barriers": 12, "shared_bytes": 64},

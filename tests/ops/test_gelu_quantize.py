@@ -23,6 +23,11 @@ def test_plain(kind, dtype):
     wanted, _ = quantize_rows(FUNCTIONS[kind](x.float()), smooth, 4, 6, static)
     assert torch.equal(codes, wanted)
     assert scale is static
+    center = torch.rand(36)
+    codes, scale = gelu_quantize(x, kind, smooth=smooth, hadamard=4, bits=6, center=center)
+    wanted, wanted_scale = quantize_rows(FUNCTIONS[kind](x.float()) - center, smooth, 4, 6)
+    assert torch.equal(codes, wanted)
+    assert torch.equal(scale, wanted_scale)
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
@@ -63,6 +68,7 @@ def test_columns_on_the_left(gated):
             {"left": torch.ones(2, 4), "smooth": torch.ones(8)},
             r"shape \(12,\), not \(8,\)",
         ),
+        (torch.ones(2, 8), {"center": torch.ones(7)}, r"shape \(8,\), not \(7,\)"),
         (torch.ones(2, 8), {"scale": torch.ones(2)}, r"one torch.float32, \(\), not"),
     ],
 )

@@ -41,6 +41,15 @@ def test_a_static_scale(kind):
     assert returned is scale
 
 
+def test_a_center():
+    x, smooth, center = torch.randn(6, 36), torch.rand(36) + 0.5, torch.randn(36)
+    codes, scale = norm_quantize(x, smooth=smooth, hadamard=4, center=center)
+    normed = normalize_rows(x, "layer", 1e-6, None, None, None, None)
+    wanted, wanted_scale = quantize_rows(normed - center, smooth, 4)
+    assert torch.equal(codes, wanted)
+    assert torch.equal(scale, wanted_scale)
+
+
 def test_one_row_or_none():
     for rows in (0, 1):
         codes, scale = norm_quantize(torch.randn(rows, 8), "rms", gain=torch.ones(1, 8))
@@ -56,6 +65,7 @@ def test_one_row_or_none():
         ({"shift": torch.ones(4, 8)}, "the 4 rows of shift do not divide the 6 of x"),
         ({"bits": 9}, "2 … 8, not 9"),
         ({"smooth": torch.ones(7)}, r"smooth must have shape \(8,\), not \(7,\)"),
+        ({"center": torch.ones(7)}, r"center must have shape \(8,\), not \(7,\)"),
         ({"scale": torch.ones(1)}, r"one torch.float32, \(\), not torch.float32 \(1,\)"),
     ],
 )

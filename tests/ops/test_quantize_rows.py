@@ -88,6 +88,14 @@ def test_balancing_is_part_of_the_op():
     assert not torch.equal(codes, reversed_order)
 
 
+def test_a_center_is_taken_off_first():
+    x, smooth, center = torch.randn(5, 32) + 3, torch.rand(32) + 0.1, torch.randn(32)
+    codes, scale = quantize_rows(x, smooth, 32, center=center)
+    expected, expected_scale = quantize_rows(x - center, smooth, 32)
+    assert torch.equal(codes, expected)
+    assert torch.equal(scale, expected_scale)
+
+
 @pytest.mark.parametrize("hadamard", [0, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_of_zeros_is_exact(dtype, hadamard):
@@ -176,6 +184,8 @@ def test_bad_arguments():
         quantize_rows(x[None])
     with pytest.raises(ValueError, match=r"smooth must have shape \(8,\), not \(2,\)"):
         quantize_rows(x, torch.ones(2))
+    with pytest.raises(ValueError, match=r"center must have shape \(8,\), not \(2,\)"):
+        quantize_rows(x, center=torch.ones(2))
     for bits in (1, 9):
         with pytest.raises(ValueError, match="bits"):
             quantize_rows(x, bits=bits)
@@ -198,7 +208,9 @@ def test_registration(layout, smooth, hadamard, static):
     }[layout]
     vector = torch.rand(8) + 0.5 if smooth else None
     scale = torch.tensor(0.02) if static else None
-    torch.library.opcheck(torch.ops.viditq.quantize_rows.default, (x, vector, hadamard, 8, scale))
-    contiguous = quantize_rows(x.contiguous(), vector, hadamard, 8, scale)
-    for mine, other in zip(quantize_rows(x, vector, hadamard, 8, scale), contiguous, strict=True):
-        assert torch.equal(mine, other)
+    for center in (None, torch.randn(8)):
+        rest = (vector, hadamard, 8, scale, center)
+        torch.library.opcheck(torch.ops.viditq.quantize_rows.default, (x, *rest))
+        contiguous = quantize_rows(x.contiguous(), *rest)
+        for mine, other in zip(quantize_rows(x, *rest), contiguous, strict=True):
+            assert torch.equal(mine, other)

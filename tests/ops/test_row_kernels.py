@@ -167,6 +167,18 @@ class TestQuantizeRows:
             wanted = reference("quantize_rows", *arguments)
             assert_same(kernel("quantize_rows", *arguments), wanted, exact=hadamard == 0)
 
+    @SHAPES
+    def test_with_a_center(self, shape, hadamard):
+        x, smooth, center = (
+            torch.randn(shape) + 2,
+            torch.rand(shape[1]) + 0.5,
+            torch.randn(shape[1]),
+        )
+        for balance in (smooth, None):
+            arguments = (x.bfloat16(), balance, hadamard, 8, None, center)
+            wanted = reference("quantize_rows", *arguments)
+            assert_same(kernel("quantize_rows", *arguments), wanted)
+
     def test_ties_go_to_even(self):
         x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]])
         codes, scale = kernel("quantize_rows", x, None, 0, 8)
@@ -264,6 +276,9 @@ class TestNormQuantize:
             arguments = (*arguments, torch.tensor(0.02))
             codes, wanted = (f("norm_quantize", *arguments)[0] for f in (kernel, reference))
             assert_near(codes, wanted)
+            arguments = (*arguments[:-1], None, torch.randn(features))
+            wanted = reference("norm_quantize", *arguments)
+            assert_same(kernel("norm_quantize", *arguments), wanted)
 
     def test_several_warps_a_row_and_modulation_as_models_slice_it(self):
         x, modulation = torch.randn(4, 4608), torch.randn(2, 3, 4608).bfloat16()
@@ -312,6 +327,9 @@ class TestGeluQuantize:
             arguments = (*arguments, None, torch.tensor(0.02))
             codes, wanted = (f("gelu_quantize", *arguments)[0] for f in (kernel, reference))
             assert_near(codes, wanted)
+            arguments = (*arguments[:-1], None, torch.rand(features))
+            wanted = reference("gelu_quantize", *arguments)
+            assert_same(kernel("gelu_quantize", *arguments), wanted)
 
     @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "silu"])
     def test_far_from_zero(self, kind):
@@ -333,6 +351,7 @@ class TestGeluQuantize:
         x = torch.randn(3, 7 + features * (1 + gated))[:, 7:] * 3
         for arguments in (
             (x, "gelu_tanh", gated, smooth, hadamard, 8, left),
+            (x, "gelu_tanh", gated, smooth, hadamard, 8, left, None, smooth.flip(0)),
             (x.bfloat16(), "silu", gated, None, hadamard, 6, left),
         ):
             wanted = reference("gelu_quantize", *arguments)
@@ -442,6 +461,16 @@ class TestOnCuda:
         assert returned is scale
         assert_near(codes, wanted)
         assert not exact or torch.equal(codes, wanted)
+
+    @pytest.mark.parametrize("case", CUDA_CASES)
+    def test_with_a_center(self, case):
+        op, args, kwargs, _ = case()
+        center = torch.rand(op(*args, **kwargs)[0].shape[1], device="cuda").bfloat16()
+        with ops.use_backend("reference"):
+            wanted = op(*args, **kwargs, center=center)
+        with ops.use_backend("triton"):
+            mine = op(*args, **kwargs, center=center)
+        assert_same(mine, wanted)
 
     @SCALES
     def test_static_codes_are_the_rounded_quotients(self, scale):

@@ -10,12 +10,17 @@ channels' magnitudes over the timesteps:
 - ``salience`` (PTQ4DiT, arXiv 2405.16005, Eqs. 9 and 10): the mean over the timesteps, those
   counting more in which activation and weight are large in different channels, see
   :func:`salience_profile`.
+- ``rms`` (ours): the root mean square over all tokens, about the center if there is one, and
+  ``s_j = rms(X_j)^α / rms(W_j)^(1-α)`` with the weight's root mean square as well. A rotation gives
+  noise of a power in proportion to the vector's to every channel alike, so what a layer's output
+  has of it goes with ``Σ x_j²/s_j² · Σ w_j² s_j²``, of activations and of weights: by the
+  inequality of Cauchy and Schwarz α = 0.5 makes it smallest.
 """
 
 import torch
 from torch import Tensor
 
-__all__ = ["profile_of", "salience_profile", "smooth_scale", "static_profile"]
+__all__ = ["salience_profile", "smooth_scale", "static_profile"]
 
 MOST = 256.0
 """A channel that calibration saw near zero must not dominate a token when it is not."""
@@ -57,21 +62,12 @@ def salience_profile(step_amax: Tensor, weight_amax: Tensor) -> Tensor:
     return (correlation.neg().softmax(0)[:, None] * step_amax).sum(0).to(torch.float32)
 
 
-def profile_of(kind: str, step_amax: Tensor, weight_amax: Tensor) -> Tensor:
-    """(K,) fp32: the profile called ``kind``; arguments as for :func:`salience_profile`."""
-    if kind == "max":
-        return step_amax.amax(0)
-    if kind == "salience":
-        return salience_profile(step_amax, weight_amax)
-    return static_profile(step_amax)
-
-
 def smooth_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
     """The smoothing vector.
 
     Args:
         activation: (K,) magnitude of each input channel.
-        weight: (K,) largest magnitude of each weight column, over all layers that read the input.
+        weight: (K,) magnitude of each weight column, over all layers that read the input.
         alpha: migration strength, 0 … 1.
 
     Returns:

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 BF16, FP8 = "bf16 F.linear", "fp8 row-wise _scaled_mm"
-INT8_LINEAR, INT4_LINEAR = "int8_linear", "int4_linear"
+INT8_LINEAR, INT4_LINEAR, TCQ4 = "int8_linear", "int4_linear", "unpack_tcq4 + int8_linear"
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def product_rows(product: Product, device: torch.device, *, torchao: bool) -> It
         BF16: _bf16,
         INT8_LINEAR: _int8,
         INT4_LINEAR: _int4,
+        TCQ4: _tcq4,
         "torch._int_mm": _int_mm,
         FP8: _fp8,
         "quantize_rows + int8_linear": _layer,
@@ -182,6 +183,17 @@ def _int4(o: _Operands) -> _Candidate:
         ),
         partial(o.integer_check, o.small_codes, o.small_scale),
     )
+
+
+def _tcq4(o: _Operands) -> _Candidate:
+    """Every sequence of codes is one of the trellis, so those of ``int4`` do."""
+    packed, k = ops.pack_int4(o.small_codes), o.product.k
+
+    def call() -> Tensor:
+        weight = ops.unpack_tcq4(packed, k)
+        return ops.int8_linear(o.x_codes, o.x_scale, weight, o.small_scale, o.bias, torch.bfloat16)
+
+    return _Candidate(call, partial(o.integer_check, ops.unpack_tcq4(packed, k), o.small_scale))
 
 
 def _int_mm(o: _Operands) -> _Candidate:

@@ -19,7 +19,7 @@ from viditq.convert import group_layers, linear_named
 from viditq.errors import PipelineError
 from viditq.formats import TCQ4
 from viditq.models import LayerInfo, adapter_for, loaded_dtype, transformer_class
-from viditq.nn import QuantLinear, empty_like
+from viditq.nn import CENTER_DTYPE, QuantLinear, empty_like
 from viditq.ops import fastest_backend
 from viditq.ops.quantize_rows import balance_rows
 from viditq.plan import LayerPlan
@@ -112,14 +112,17 @@ def _random_balances(
 
 
 def _random_balance(features: int, plan: LayerPlan, seed: int, device: torch.device) -> Balance:
-    block, smooth = rotation_block(features, plan.hadamard), None
+    block, smooth, center = rotation_block(features, plan.hadamard), None, None
+    generator = torch.Generator().manual_seed(seed)
     if plan.smooth is not None:
-        generator = torch.Generator().manual_seed(seed)
         smooth = (0.25 * torch.randn(features, generator=generator)).exp()
+    if plan.center:
+        center = 0.25 * torch.randn(features, generator=generator)
+        center = center.to(device, CENTER_DTYPE).float()
     if block:
         signs = random_signs(features, seed)
         smooth = signs if smooth is None else smooth * signs
-    return Balance(None if smooth is None else smooth.to(device), block)
+    return Balance(None if smooth is None else smooth.to(device), block, center)
 
 
 def _quantized(
@@ -135,12 +138,16 @@ def _quantized(
         codes = round_nearest(weight, scale, fmt)
     quantized.weight.data, quantized.scale.data = pack(codes, fmt), scale
     if quantized.bias is not None:
-        quantized.bias.data = (
-            torch.zeros_like(quantized.bias) if linear.bias is None else linear.bias.data
-        )
+        bias = torch.zeros_like(quantized.bias) if linear.bias is None else linear.bias.data
+        if balance.center is not None:
+            bias = bias + (linear.weight.detach() @ balance.center.to(bias.dtype))
+        quantized.bias.data = bias
     if quantized.smooth is not None:
         assert balance.smooth is not None
         quantized.smooth.data = balance.smooth.clone()
+    if quantized.center is not None:
+        assert balance.center is not None
+        quantized.center.data = balance.center.to(CENTER_DTYPE)
     if quantized.input_scale is not None:
         assert amax is not None
         quantized.input_scale.data = amax / plan.activation_format.qmax
@@ -178,7 +185,7 @@ def largest_inputs(model: nn.Module, plan: LayerPlan, call: Callable[[], Any]) -
 
 def _largest(x: Tensor, balance: Balance) -> Tensor:
     """(…, K) float -> () fp32, the largest magnitude of it balanced."""
-    return balance_rows(x, balance.smooth, balance.hadamard).abs().amax()
+    return balance_rows(x, balance.smooth, balance.hadamard, balance.center).abs().amax()
 
 
 @contextmanager

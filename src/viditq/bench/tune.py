@@ -229,7 +229,7 @@ def _kind(layer: QuantLinear) -> tuple[object, ...]:
     """What the time of a layer depends on, beside its input."""
     plan = layer.plan
     formats = plan.weight, plan.activation, plan.granularity, plan.group, plan.zero_point, plan.rank
-    balance = layer.smooth is not None, layer.hadamard
+    balance = layer.center is not None, layer.smooth is not None, layer.hadamard
     return layer.in_features, layer.out_features, layer.bias is not None, formats, balance
 
 
@@ -251,7 +251,7 @@ def _random_input(layer: QuantLinear, seen: _Seen) -> Tensor:
     shape, device = (seen.tokens, layer.in_features), layer.weight.device
     x = torch.randn(shape, dtype=seen.dtype, device=device)
     if layer.input_scale is not None:
-        amax = balance_rows(x, layer.smooth, layer.hadamard).abs().amax()
+        amax = balance_rows(x, layer.smooth, layer.hadamard, layer.center).abs().amax()
         x *= layer.input_scale * layer.plan.activation_format.qmax / amax
     return x
 

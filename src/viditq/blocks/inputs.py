@@ -85,7 +85,7 @@ class Modulated(Plain):
         return y if self.shift is None else y + over_tokens(self.shift)
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
-        smooth, hadamard, bits, scale = layer.input_quantization
+        smooth, hadamard, bits, scale, center = layer.input_quantization
         affine = self.norm._parameters
         return norm_quantize(
             self.x.flatten(0, -2),
@@ -99,6 +99,7 @@ class Modulated(Plain):
             hadamard=hadamard,
             bits=bits,
             scale=scale,
+            center=center,
         )
 
 
@@ -125,7 +126,7 @@ class Gelu(Plain):
         return y if self.left is None else torch.cat([self.left, y], -1)
 
     def codes(self, layer: QuantLinear) -> tuple[Tensor, Tensor]:
-        smooth, hadamard, bits, scale = layer.input_quantization
+        smooth, hadamard, bits, scale, center = layer.input_quantization
         return gelu_quantize(
             self.x.flatten(0, -2),
             "gelu_tanh" if self.approximate == "tanh" else "gelu",
@@ -134,6 +135,7 @@ class Gelu(Plain):
             bits=bits,
             left=None if self.left is None else self.left.flatten(0, -2),
             scale=scale,
+            center=center,
         )
 
 

@@ -66,7 +66,7 @@ def gains(block: nn.Module, shared_inputs: Sequence[Sequence[str]]) -> bool:
 
 
 def _balance_alike(block: nn.Module, names: Sequence[str]) -> bool:
-    """Whether readers of one input whose plans are alike hold the same vector and static scale.
+    """Whether readers of one input whose plans are alike hold the same vectors and static scale.
 
     Conversion sees to it; a checkpoint from elsewhere may not. It is found out here, once: a look
     at the values at every call would wait for the device.
@@ -76,8 +76,9 @@ def _balance_alike(block: nn.Module, names: Sequence[str]) -> bool:
     for layer in (modules[name] for name in names if name in modules):
         if takes_codes(layer):
             other = first.setdefault(layer.balancing, layer)
-            if not (
-                _equal(layer.smooth, other.smooth) and _equal(layer.input_scale, other.input_scale)
+            if not all(
+                _equal(getattr(layer, name), getattr(other, name))
+                for name in ("center", "smooth", "input_scale")
             ):
                 return False
     return True

@@ -4,8 +4,8 @@ Incoherence is max|x| / mean|x| of what shares a scale (ViDiT-Q, arXiv 2406.0254
 1 is the best, and a Gaussian token of 256 to 1024 channels has 3.8 to 4.3. It is measured on
 the recorded calls for the input as it is, after scaling alone, after rotation alone, and after
 both, and on the weights that read it, because what scaling takes from the one it gives to the
-other. The scaling is the one that quantizing uses: it needs the static profile, so these calls are
-a second pass. Nothing is quantized here.
+other. The scaling is ViDiT-Q's: it needs the static profile, so these calls are a second pass.
+Nothing is quantized here.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from viditq.balancing import Balance, make_balance
+from viditq.balancing import Balance, make_balance, static_profile
 from viditq.calibration import valid_tokens
 
 __all__ = [
@@ -110,9 +110,9 @@ def balances(step_amax: Tensor, weight: Tensor, *, alpha: float = ALPHA) -> list
         weight: (N, K) of all layers that read the input.
         alpha: Migration strength of the scaling.
     """
-    weight_amax = weight.abs().amax(dim=0)
+    magnitudes = static_profile(step_amax), weight.abs().amax(dim=0)
     return [
-        make_balance(step_amax, weight_amax, alpha=strength, hadamard=block)
+        make_balance(*magnitudes, alpha=strength, hadamard=block)
         for block in (0, HADAMARD)
         for strength in (None, alpha)
     ]

@@ -14,24 +14,28 @@ from torch import Tensor, nn
 
 from viditq.balancing import rotation_block
 from viditq.formats import Format
-from viditq.ops import int4_linear, int8_linear, quantize_rows
+from viditq.ops import balance_rows, int4_linear, int8_linear, quantize_rows
 from viditq.plan import LayerPlan
 from viditq.quantizers import Grid, unpack
 
 __all__ = ["QuantLinear"]
 
 FP32_TENSORS = ("scale", "offset", "smooth", "input_scale", "input_offset")
-EXACT_TENSORS = ("weight", "down", "up", *FP32_TENSORS)
+EXACT_TENSORS = ("weight", "down", "up", "center", *FP32_TENSORS)
 """What a cast of the model leaves alone: it would change the numbers."""
+
+CENTER_DTYPE = torch.bfloat16
+"""Of centers: half the bytes, and any number near the mean will do."""
 
 
 class QuantLinear(nn.Linear):
-    """``y = (x / s) H · Ŵ'ᵀ + b`` with 8-, 6- or 4-bit activations and weights.
+    """``y = ((x - c) / s) H · Ŵ'ᵀ + b`` with 8-, 6- or 4-bit activations and weights.
 
     Attributes:
         weight: (N, ``weight_format.row_bytes(K)``) int8, or uint8 when packed.
         scale: (N,) fp32, per output channel.
-        bias: (N,) float, or ``None``.
+        bias: (N,) float, or ``None``; with a center, what the layer makes of it included.
+        center: (K,) bf16 that is taken off the input, or ``None``.
         smooth: (K,) fp32 that the input is divided by, with the rotation's signs, or ``None``.
         input_scale: () fp32 for static per-tensor activations, or ``None``.
         hadamard: block of the rotation, 0 for none.
@@ -52,14 +56,22 @@ class QuantLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.plan = in_features, out_features, plan
         self.hadamard = rotation_block(in_features, plan.hadamard)
-        self.balancing = (plan.activation, plan.granularity, plan.smooth, self.hadamard)
+        self.balancing = (
+            plan.activation,
+            plan.granularity,
+            plan.smooth,
+            plan.center,
+            self.hadamard,
+        )
         self._bits = plan.activation_format.bits
         fmt = plan.weight_format
         balanced = plan.smooth is not None or self.hadamard > 0
         rows = (out_features, fmt.row_bytes(in_features))
         self.weight = self._empty(True, rows, _stored(fmt), device)
         self.scale = self._empty(True, self._scale_shape, torch.float32, device)
-        self.bias = self._empty(bias or plan.bias_correction, (out_features,), dtype, device)
+        bias = bias or plan.bias_correction or plan.center
+        self.bias = self._empty(bias, (out_features,), dtype, device)
+        self.center = self._empty(plan.center, (in_features,), CENTER_DTYPE, device)
         self.smooth = self._empty(balanced, (in_features,), torch.float32, device)
         self.input_scale = self._empty(plan.granularity == "tensor", (), torch.float32, device)
 
@@ -77,10 +89,19 @@ class QuantLinear(nn.Linear):
 
     # A module's own way to its parameters takes the processor ten times as long as these two.
     @property
-    def input_quantization(self) -> tuple[Tensor | None, int, int, Tensor | None]:
-        """What is done to the input: ``smooth``, ``hadamard``, bits, ``input_scale``."""
+    def input_quantization(
+        self,
+    ) -> tuple[Tensor | None, int, int, Tensor | None, Tensor | None]:
+        """What is done to the input: ``smooth``, ``hadamard``, bits, ``input_scale``,
+        ``center``."""
         tensors = self._parameters
-        return tensors.get("smooth"), self.hadamard, self._bits, tensors.get("input_scale")
+        return (
+            tensors.get("smooth"),
+            self.hadamard,
+            self._bits,
+            tensors.get("input_scale"),
+            tensors.get("center"),
+        )
 
     @property
     def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -99,6 +120,11 @@ class QuantLinear(nn.Linear):
             weight = unpack(weight, self.plan.weight_format, self.in_features)
             y = int8_linear(codes, x_scale, weight, scale, bias, input.dtype)
         return y.reshape(*input.shape[:-1], self.out_features)
+
+    def _balanced(self, input: Tensor) -> Tensor:
+        """(…, K) float -> (M, K) fp32, for layers that quantize it by themselves."""
+        rows = input.reshape(-1, self.in_features)
+        return balance_rows(rows, self.smooth, self.hadamard, self.center)
 
     def dequantized(self) -> Tensor:
         """(N, K) fp32: the balanced weight that the codes stand for."""
@@ -120,7 +146,8 @@ class QuantLinear(nn.Linear):
         return (
             f"{self.in_features} -> {self.out_features}, {self.plan.weight} x "
             f"{self.plan.activation} per {self.plan.granularity}, "
-            f"smooth={self.smooth is not None}, hadamard={self.hadamard}, "
+            f"center={self.center is not None}, smooth={self.smooth is not None}, "
+            f"hadamard={self.hadamard}, "
             f"bias={self.bias is not None}"
         )
 

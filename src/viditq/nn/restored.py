@@ -32,8 +32,10 @@ class RestoredLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight = nn.Parameter(restored_weight(layer).to(dtype), requires_grad=False)
-        bias = None if layer.bias is None else layer.bias.detach().to(dtype, copy=True)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        bias = restored_bias(layer)
+        if bias is not None:
+            bias = nn.Parameter(bias.to(dtype, copy=True), requires_grad=False)
+        self.bias = bias
 
     @property
     def size_bytes(self) -> int:
@@ -49,6 +51,14 @@ def restored_weight(layer: QuantLinear) -> Tensor:
         weight = weight + layer.up.float() @ layer.down.float()
     weight = block_hadamard(weight, layer.hadamard)  # its own inverse
     return weight if layer.smooth is None else weight / layer.smooth
+
+
+@torch.no_grad()
+def restored_bias(layer: QuantLinear) -> Tensor | None:
+    """(N,) without what is in it of the center, or ``None``: ``(x - c) Ŵᵀ + b`` as ``x Ŵᵀ + b'``."""
+    if layer.bias is None or layer.center is None:
+        return layer.bias
+    return layer.bias.float() - restored_weight(layer) @ layer.center.float()
 
 
 def refuse_restored(model: nn.Module) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from viditq.nn.linear import QuantLinear
-from viditq.ops import balance_rows
 from viditq.plan import LayerPlan
 from viditq.quantizers import Grid, fake_quantize, unpack
 
@@ -18,7 +17,7 @@ __all__ = ["SimulatedLinear"]
 
 
 class SimulatedLinear(QuantLinear):
-    """``y = Q((x / s) H) · Ŵ'ᵀ + ((x / s) H · downᵀ) · upᵀ + b``.
+    """``y = Q(x') · Ŵ'ᵀ + (x' · downᵀ) · upᵀ + b`` with ``x' = ((x - c) / s) H``.
 
     Attributes:
         scale: (N,) or (N, ⌈K/group⌉) fp32.
@@ -52,7 +51,7 @@ class SimulatedLinear(QuantLinear):
         return (self.out_features, -(-self.in_features // group)) if group else (self.out_features,)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = balance_rows(input.reshape(-1, self.in_features), self.smooth, self.hadamard)
+        x = self._balanced(input)
         bias = None if self.bias is None else self.bias.float()
         y = functional.linear(self._quantized(x), self.dequantized(), bias)
         if self.down is not None and self.up is not None:

@@ -50,7 +50,7 @@ def check_trainable(layer: QuantLinear, name: str) -> None:
 
 
 class TrainableLinear(nn.Module):
-    """``y = Q((x / (s (1 + u))) H) · (scale (1 + r) · round(latent))ᵀ + b + unit · t``.
+    """``y = Q(((x - c) / (s (1 + u))) H) · (scale (1 + r) · round(latent))ᵀ + b + unit · t``.
 
     All parameters are fp32 and move at one rate, since each has a unit of its own.
 
@@ -100,9 +100,10 @@ class TrainableLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         layer = self.layer[0]
-        _, hadamard, bits, _ = layer.input_quantization
-        x, smooth = input.reshape(-1, layer.in_features), self.smooth()
-        rows: Any = _Quantized.apply(x, smooth, hadamard, bits)
+        _, hadamard, bits, _, center = layer.input_quantization
+        x = input.reshape(-1, layer.in_features)
+        x = x if center is None else x - center
+        rows: Any = _Quantized.apply(x, self.smooth(), hadamard, bits)
         y = functional.linear(rows, self.steps() * self.scale()[:, None], self.bias())
         return y.to(input.dtype).reshape(*input.shape[:-1], layer.out_features)
 

@@ -50,6 +50,7 @@ __all__ = [
     "programs",
     "reciprocals",
     "row_sum",
+    "scaling",
     "static_steps",
     "store_quantized",
     "takes",
@@ -256,6 +257,19 @@ def reciprocals(smooth, TILE: tl.constexpr):
         else:
             parts += (tl.div_rn(1.0, load_part(smooth, 1.0, TILE, p).to(tl.float32)),)
     return parts
+
+
+@triton.jit
+def scaling(smooth, center, TILE: tl.constexpr):
+    """``(x - center) / smooth`` as ``x · factor + offset``: both as parts (C, L) fp32."""
+    factors = reciprocals(smooth, TILE)
+    offsets = ()
+    for p in tl.static_range(len(TILE.parts)):
+        if center is None:
+            offsets += (tl.full([1, 1], 0.0, tl.float32),)
+        else:
+            offsets += (-load_part(center, 0.0, TILE, p).to(tl.float32) * factors[p],)
+    return factors, offsets
 
 
 @triton.jit

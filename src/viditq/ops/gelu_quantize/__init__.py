@@ -21,6 +21,7 @@ def _shape(
     bits: int,  # noqa: ARG001
     left: Tensor | None = None,
     scale: Tensor | None = None,
+    center: Tensor | None = None,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     return signature.empty_result(x, _features(x, gated, left), scale)
 
@@ -33,7 +34,7 @@ def _features(x: Tensor, gated: bool, left: Tensor | None) -> int:
 
 _gelu_quantize = register_op(
     "gelu_quantize(Tensor x, str kind, bool gated, Tensor? smooth, int hadamard, int bits, "
-    "Tensor? left=None, Tensor? scale=None) -> (Tensor, Tensor)",
+    "Tensor? left=None, Tensor? scale=None, Tensor? center=None) -> (Tensor, Tensor)",
     reference.gelu_quantize,
     _shape,
     kernels="viditq.ops.gelu_quantize",
@@ -50,6 +51,7 @@ def gelu_quantize(
     bits: int = 8,
     left: Tensor | None = None,
     scale: Tensor | None = None,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Apply an activation function to each row of ``x``, then quantize it.
 
@@ -62,6 +64,7 @@ def gelu_quantize(
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         left: (M, L), any float, columns that come first and are not activated; ``None`` for L = 0.
         scale: () fp32, static; ``None`` for one of each row's own.
+        center: (L + K,) fp32 that is taken off the result before it is divided, or ``None``.
 
     Returns:
         codes (M, L + K) int8 and scale (M,) fp32, or the one given.
@@ -77,6 +80,6 @@ def gelu_quantize(
             f"left must be a floating-point matrix with {x.shape[0]} rows, not {left.dtype} "
             f"{tuple(left.shape)}"
         )
-    signature.check(smooth, bits, scale, _features(x, gated, left))
-    codes, own = _gelu_quantize(x, kind, gated, smooth, hadamard, bits, left, scale)
+    signature.check(smooth, bits, scale, center, _features(x, gated, left))
+    codes, own = _gelu_quantize(x, kind, gated, smooth, hadamard, bits, left, scale, center)
     return codes, own if scale is None else scale

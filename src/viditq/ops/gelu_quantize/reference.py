@@ -35,9 +35,10 @@ def gelu_quantize(
     bits: int,
     left: Tensor | None = None,
     scale: Tensor | None = None,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As the op: codes (M, L + K) int8 and scale (M,) fp32, (0,) if one is given."""
     y = activate_rows(x, kind, gated)
     if left is not None:
         y = torch.cat([left.to(y.dtype), y], 1)
-    return quantize_rows(y, smooth, hadamard, bits, scale)
+    return quantize_rows(y, smooth, hadamard, bits, scale, center)

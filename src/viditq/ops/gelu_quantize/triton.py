@@ -12,7 +12,7 @@ from viditq.ops.rows import (
     floats,
     load_row,
     programs,
-    reciprocals,
+    scaling,
     static_steps,
     store_quantized,
     takes,
@@ -69,6 +69,7 @@ def kernel(
     x,
     left,
     smooth,
+    center,
     static,
     codes,
     scale,
@@ -82,7 +83,7 @@ def kernel(
 ):
     start = tl.program_id(0).to(tl.int64)
     following = _load(x, left, stride, left_stride, start, True, GATED, TILE)
-    inverse = reciprocals(smooth, TILE)
+    factors, offsets = scaling(smooth, center, TILE)
     steps = static_steps(static, QMAX, TILE)
     for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=1):
         row, after = tl.cast(i, tl.int64), i + tl.num_programs(0)
@@ -95,7 +96,7 @@ def kernel(
             if TILE.parts[p].first >= TILE.left:
                 activated = _activate(gates[p], KIND)
                 value = value * activated if GATED else activated
-            values += (value * inverse[p],)
+            values += (tl.fma(value, factors[p], offsets[p]),)
         store_quantized(values, codes + row * TILE.features, scale + row, steps, QMAX, TILE)
 
 
@@ -108,6 +109,7 @@ def gelu_quantize(
     bits: int,
     left: Tensor | None = None,
     scale: Tensor | None = None,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As the reference: (M, K) or (M, 2K), left (M, L) float -> codes (M, L + K) and scale."""
     rows, features = x.shape[0], x.shape[1] // 2 if gated else x.shape[1]
@@ -116,14 +118,15 @@ def gelu_quantize(
         before = left.shape[1]
         features += before
     if not (takes(x, features, hadamard) and (left is None or takes(left, before, hadamard))):
-        return reference.gelu_quantize(x, kind, gated, smooth, hadamard, bits, left, scale)
-    x, tile = dense(x), tiling(features, hadamard, left=before)
-    left, smooth = (t if t is None else dense(t) for t in (left, smooth))
+        return reference.gelu_quantize(x, kind, gated, smooth, hadamard, bits, left, scale, center)
+    vectors = 1 if center is None else 2
+    x, tile = dense(x), tiling(features, hadamard, left=before, vectors=vectors)
+    left, smooth, center = (t if t is None else dense(t) for t in (left, smooth, center))
     codes, own = empty_result(x, features, scale)
     launch(
         kernel,
         programs(x, tile),
-        (x, left, smooth, scale, codes, own),
+        (x, left, smooth, center, scale, codes, own),
         (x.stride(0), 0 if left is None else left.stride(0), rows),
         (kind, gated, 2 ** (bits - 1) - 1, tile),
         tile.options,

@@ -15,12 +15,13 @@ NORMS = ("layer", "rms")
 
 
 def _shape(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return signature.empty_result(x, x.shape[1], scale=arguments[-1])
+    return signature.empty_result(x, x.shape[1], scale=arguments[9])
 
 
 _norm_quantize = register_op(
     "norm_quantize(Tensor x, str kind, float eps, Tensor? weight, Tensor? bias, Tensor? gain, "
-    "Tensor? shift, Tensor? smooth, int hadamard, int bits, Tensor? scale) -> (Tensor, Tensor)",
+    "Tensor? shift, Tensor? smooth, int hadamard, int bits, Tensor? scale, Tensor? center=None) "
+    "-> (Tensor, Tensor)",
     reference.norm_quantize,
     _shape,
     kernels="viditq.ops.norm_quantize",
@@ -40,6 +41,7 @@ def norm_quantize(
     hadamard: int = 0,
     bits: int = 8,
     scale: Tensor | None = None,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalize and modulate each row of ``x``, then quantize it.
 
@@ -56,6 +58,7 @@ def norm_quantize(
         hadamard: block size of the rotation, a power of two that divides K; 0 for none.
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         scale: () fp32, static; ``None`` for one of each row's own.
+        center: (K,) fp32 that is taken off the result before it is divided, or ``None``.
 
     Returns:
         codes (M, K) int8 and scale (M,) fp32, or the one given.
@@ -76,8 +79,8 @@ def norm_quantize(
         batches = vectors.shape[0]
         if rows and (not batches or rows % batches):
             raise ValueError(f"the {batches} rows of {name} do not divide the {rows} of x")
-    signature.check(smooth, bits, scale, features)
+    signature.check(smooth, bits, scale, center, features)
     codes, own = _norm_quantize(
-        x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits, scale
+        x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits, scale, center
     )
     return codes, own if scale is None else scale

@@ -56,7 +56,8 @@ def norm_quantize(
     hadamard: int,
     bits: int,
     scale: Tensor | None = None,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(M, K) float -> codes (M, K) int8 and scale (M,) fp32, (0,) if one is given."""
     normed = normalize_rows(x, kind, eps, weight, bias, gain, shift)
-    return quantize_rows(normed, smooth, hadamard, bits, scale)
+    return quantize_rows(normed, smooth, hadamard, bits, scale, center)

@@ -31,8 +31,8 @@ __all__ = ["kernel", "norm_quantize"]
 
 
 @triton.jit
-def _affine(weight, bias, gain, shift, smooth, TILE: tl.constexpr):
-    """``((n · weight + bias) · (1 + gain) + shift) / smooth`` as ``n · factor + offset``.
+def _affine(weight, bias, gain, shift, smooth, center, TILE: tl.constexpr):
+    """``((n · weight + bias) · (1 + gain) + shift - center) / smooth`` as ``n · factor + offset``.
 
     Each is the parts (C, L) fp32, zeros past the row's end.
     """
@@ -51,6 +51,8 @@ def _affine(weight, bias, gain, shift, smooth, TILE: tl.constexpr):
             offset = load_part(bias, 0.0, TILE, p).to(tl.float32) * modulation
         if shift is not None:
             offset = offset + load_part(shift, 0.0, TILE, p).to(tl.float32)
+        if center is not None:
+            offset = offset - load_part(center, 0.0, TILE, p).to(tl.float32)
         factors += (clear_padding(factor, TILE, p),)
         offsets += (offset * inverse[p],)
     return factors, offsets
@@ -84,6 +86,7 @@ def kernel(
     gain,
     shift,
     smooth,
+    center,
     static,
     codes,
     scale,
@@ -105,7 +108,7 @@ def kernel(
     start = tl.program_id(0) % programs_per_batch
     x += batch * rows_per_batch * stride
     following = load_row(x + start.to(tl.int64) * stride, True, TILE)
-    factors, offsets = _affine(weight, bias, gain, shift, smooth, TILE)
+    factors, offsets = _affine(weight, bias, gain, shift, smooth, center, TILE)
     steps = static_steps(static, QMAX, TILE)
     for i in tl.range(start, rows_per_batch, programs_per_batch, num_stages=1):
         row, after = batch * rows_per_batch + i, i + programs_per_batch
@@ -130,15 +133,17 @@ def norm_quantize(
     hadamard: int,
     bits: int,
     scale: Tensor | None = None,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(M, K) float -> codes (M, K) int8 and scale (M,) fp32, (0,) if one is given."""
     rows, features = x.shape
     if not takes(x, features, hadamard):
         return reference.norm_quantize(
-            x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits, scale
+            x, kind, eps, weight, bias, gain, shift, smooth, hadamard, bits, scale, center
         )
     x, tile = dense(x), tiling(features, hadamard, vectors=2)
-    weight, bias, smooth = (v if v is None else dense(v) for v in (weight, bias, smooth))
+    vectors = (weight, bias, smooth, center)
+    weight, bias, smooth, center = (v if v is None else dense(v) for v in vectors)
     gain, shift, batches = _of_one_length(gain, shift)
     codes, own = empty_result(x, features, scale)
     shared = programs(x, tile, batches)
@@ -146,7 +151,7 @@ def norm_quantize(
     launch(
         kernel,
         batches * shared,
-        (x, weight, bias, gain, shift, smooth, scale, codes, own),
+        (x, weight, bias, gain, shift, smooth, center, scale, codes, own),
         (eps, *strides, rows // batches, shared),
         (kind == "layer", 2 ** (bits - 1) - 1, tile),
         tile.options,

@@ -1,4 +1,4 @@
-"""``quantize_rows``: smooth, rotate and quantize activations, one scale per token or in all."""
+"""``quantize_rows``: balance and quantize activations, one scale per token or in all."""
 
 from torch import Tensor
 
@@ -15,13 +15,14 @@ def _shape(
     hadamard: int,  # noqa: ARG001
     bits: int,  # noqa: ARG001
     scale: Tensor | None,
+    center: Tensor | None = None,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     return signature.empty_result(x, x.shape[1], scale)
 
 
 _quantize_rows = register_op(
-    "quantize_rows(Tensor x, Tensor? smooth, int hadamard, int bits, Tensor? scale) "
-    "-> (Tensor, Tensor)",
+    "quantize_rows(Tensor x, Tensor? smooth, int hadamard, int bits, Tensor? scale, "
+    "Tensor? center=None) -> (Tensor, Tensor)",
     reference.quantize_rows,
     _shape,
     kernels="viditq.ops.quantize_rows",
@@ -34,6 +35,7 @@ def quantize_rows(
     hadamard: int = 0,
     bits: int = 8,
     scale: Tensor | None = None,
+    center: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Quantize each row of ``x`` with a scale of its own, or all with a given one.
 
@@ -43,12 +45,13 @@ def quantize_rows(
         hadamard: block size of the rotation, a power of two that divides K; 0 for none.
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         scale: () fp32, static: what exceeds its range saturates. ``None`` for dynamic ones.
+        center: (K,) fp32 that is taken off ``x`` before all else, or ``None``.
 
     Returns:
         codes (M, K) int8 and scale (M,) fp32, or the one given, with ``x' ≈ scale · code``.
     """
     if x.ndim != 2 or not x.is_floating_point():
         raise ValueError(f"x must be a floating-point matrix, not {x.dtype} {tuple(x.shape)}")
-    signature.check(smooth, bits, scale, x.shape[1])
-    codes, own = _quantize_rows(x, smooth, hadamard, bits, scale)
+    signature.check(smooth, bits, scale, center, x.shape[1])
+    codes, own = _quantize_rows(x, smooth, hadamard, bits, scale, center)
     return codes, own if scale is None else scale

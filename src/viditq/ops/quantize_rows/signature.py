@@ -12,10 +12,13 @@ def empty_result(x: Tensor, features: int, scale: Tensor | None) -> tuple[Tensor
     return codes, x.new_empty(x.shape[0] if scale is None else 0, dtype=torch.float32)
 
 
-def check(smooth: Tensor | None, bits: int, scale: Tensor | None, features: int) -> None:
+def check(
+    smooth: Tensor | None, bits: int, scale: Tensor | None, center: Tensor | None, features: int
+) -> None:
     """ValueError unless these can quantize rows of ``features``."""
-    if smooth is not None and smooth.shape != (features,):
-        raise ValueError(f"smooth must have shape ({features},), not {tuple(smooth.shape)}")
+    for name, vector in (("smooth", smooth), ("center", center)):
+        if vector is not None and vector.shape != (features,):
+            raise ValueError(f"{name} must have shape ({features},), not {tuple(vector.shape)}")
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must be 2 … 8, not {bits}")
     if scale is not None and (scale.ndim or scale.dtype != torch.float32):
