@@ -55,7 +55,7 @@ def restored_weight(layer: QuantLinear) -> Tensor:
 
 @torch.no_grad()
 def restored_bias(layer: QuantLinear) -> Tensor | None:
-    """(N,) without what is in it of the center, or ``None``: ``(x - c) Ŵᵀ + b`` as ``x Ŵᵀ + b'``."""
+    """(N,) ``b - c Ŵᵀ``, or ``None``: the center is in the quantized layer's bias."""
     if layer.bias is None or layer.center is None:
         return layer.bias
     return layer.bias.float() - restored_weight(layer) @ layer.center.float()

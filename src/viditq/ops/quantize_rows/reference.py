@@ -2,8 +2,9 @@
 
 ``x' = ((x - center) · 1/smooth) H``, ``scale = amax|x'| / qmax`` per row, ``code = round(x' ·
 qmax/amax)`` with ties to even (ViDiT-Q, arXiv 2406.02540, Eq. 2, symmetric). The two quotients are
-taken once per channel and per row, as kernels do. A row of zeros, or of values below 1e-30, has scale 0 and
-codes 0; one that holds inf or NaN has a non-finite scale and codes 0, so that it comes out as NaN.
+taken once per channel and per row, as kernels do. A row of zeros, or of values below 1e-30, has
+scale 0 and codes 0; one that holds inf or NaN has a non-finite scale and codes 0, so that it comes
+out as NaN.
 
 With a static scale, one for every token, timestep and CFG branch, fixed at calibration, ``code =
 round(x' / scale)``, saturated; inf saturates as well, and NaN has code 0.
