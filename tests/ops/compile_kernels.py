@@ -61,7 +61,7 @@ def cases() -> Iterator[Case]:
 def row_kernels() -> Iterator[Case]:
     at_least = {"loads_of_16_bytes": 1, "stores_of_16_bytes": 1}
     rows = {"x": "*bf16", "stride": "i32", "codes": "*i8", "scale": "*fp32", "QMAX": 127}
-    rows |= {"static": None}
+    rows |= {"static": None, "center": None}
     ops = {
         "quantize_rows": {"M": "i32", "smooth": "*fp32"},
         "gelu_quantize": {

@@ -261,13 +261,12 @@ def reciprocals(smooth, TILE: tl.constexpr):
 
 @triton.jit
 def scaling(smooth, center, TILE: tl.constexpr):
-    """``(x - center) / smooth`` as ``x · factor + offset``: both as parts (C, L) fp32."""
+    """``(x - center) / smooth`` as ``x · factor + offset``: the parts (C, L) fp32 of both, and no
+    offsets without a center."""
     factors = reciprocals(smooth, TILE)
     offsets = ()
-    for p in tl.static_range(len(TILE.parts)):
-        if center is None:
-            offsets += (tl.full([1, 1], 0.0, tl.float32),)
-        else:
+    if center is not None:
+        for p in tl.static_range(len(TILE.parts)):
             offsets += (-load_part(center, 0.0, TILE, p).to(tl.float32) * factors[p],)
     return factors, offsets
 

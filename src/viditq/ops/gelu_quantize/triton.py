@@ -96,7 +96,10 @@ def kernel(
             if TILE.parts[p].first >= TILE.left:
                 activated = _activate(gates[p], KIND)
                 value = value * activated if GATED else activated
-            values += (tl.fma(value, factors[p], offsets[p]),)
+            if center is None:
+                values += (value * factors[p],)
+            else:
+                values += (tl.fma(value, factors[p], offsets[p]),)
         store_quantized(values, codes + row * TILE.features, scale + row, steps, QMAX, TILE)
 
 

@@ -35,7 +35,10 @@ def kernel(
         following = load_row(x + after.to(tl.int64) * stride, after < M, TILE)
         values = ()
         for p in tl.static_range(len(TILE.parts)):
-            values += (tl.fma(loaded[p], factors[p], offsets[p]),)
+            if center is None:
+                values += (loaded[p] * factors[p],)
+            else:
+                values += (tl.fma(loaded[p], factors[p], offsets[p]),)
         store_quantized(values, codes + row * TILE.features, scale + row, steps, QMAX, TILE)
 
 
