@@ -19,7 +19,7 @@ from viditq.models import adapter_for
 from viditq.nn import QuantLinear
 from viditq.plan import LayerPlan, Plan
 
-PRESETS = ["w8a8-naive", "w8a8", "w6a6", "w4a8-naive", "w4a8", "w4a8-tcq"]
+PRESETS = ["w8a8-naive", "w8a8", "w6a6", "w4a8-naive", "w4a8", "w4a8-tcq", "w8a8-centered"]
 # Seeds far from those of calibration; captions of two lengths.
 SAMPLES = {"prompts": ["a blue star", "a large red circle over green"], "seeds": [101, 102]}
 
