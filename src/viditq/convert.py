@@ -183,13 +183,14 @@ def quantize_readers(
     center = torch.zeros_like(mean)
     if balance.center is not None:
         center = balance.difference(balance.center)
+        moment = covariance + torch.outer(mean - center, mean - center)
     quantized: dict[int, QuantLinear] = {}
     for plan in dict.fromkeys(plans):
         same = [i for i, own in enumerate(plans) if own == plan]
         weights = [balance.weight(_weight(linears[i])) for i in same]
         own_gradients = [g for i in same if gradients and (g := gradients[i]) is not None]
-        # What the bias makes of the mean need not be minded in rounding.
-        second = covariance if plan.bias_correction or plan.center else moment
+        # A mean error that goes into the bias need not be minded in rounding.
+        second = covariance if plan.bias_correction else moment
         rounded = round_weights(weights, plan, second, own_gradients or None, sweeps=sweeps)
         for i, weight, own in zip(same, weights, rounded, strict=True):
             shift = weight @ center

@@ -43,6 +43,7 @@ __all__ = [
     "INTERPRETED",
     "Part",
     "Tiling",
+    "centered_reciprocals",
     "clear_padding",
     "floats",
     "load_part",
@@ -50,7 +51,6 @@ __all__ = [
     "programs",
     "reciprocals",
     "row_sum",
-    "scaling",
     "static_steps",
     "store_quantized",
     "takes",
@@ -260,7 +260,7 @@ def reciprocals(smooth, TILE: tl.constexpr):
 
 
 @triton.jit
-def scaling(smooth, center, TILE: tl.constexpr):
+def centered_reciprocals(smooth, center, TILE: tl.constexpr):
     """``(x - center) / smooth`` as ``x · factor + offset``: the parts (C, L) fp32 of both, and no
     offsets without a center."""
     factors = reciprocals(smooth, TILE)

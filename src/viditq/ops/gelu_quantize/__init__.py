@@ -64,7 +64,8 @@ def gelu_quantize(
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         left: (M, L), any float, columns that come first and are not activated; ``None`` for L = 0.
         scale: () fp32, static; ``None`` for one of each row's own.
-        center: (L + K,) fp32 that is taken off the result before it is divided, or ``None``.
+        center: (L + K,), any float, that is taken off the result before it is divided, or
+            ``None``.
 
     Returns:
         codes (M, L + K) int8 and scale (M,) fp32, or the one given.

@@ -9,10 +9,10 @@ from viditq.ops.launch import dense, launch
 from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
     INTERPRETED,
+    centered_reciprocals,
     floats,
     load_row,
     programs,
-    scaling,
     static_steps,
     store_quantized,
     takes,
@@ -83,7 +83,7 @@ def kernel(
 ):
     start = tl.program_id(0).to(tl.int64)
     following = _load(x, left, stride, left_stride, start, True, GATED, TILE)
-    factors, offsets = scaling(smooth, center, TILE)
+    factors, offsets = centered_reciprocals(smooth, center, TILE)
     steps = static_steps(static, QMAX, TILE)
     for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=1):
         row, after = tl.cast(i, tl.int64), i + tl.num_programs(0)

@@ -58,7 +58,7 @@ def norm_quantize(
         hadamard: block size of the rotation, a power of two that divides K; 0 for none.
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         scale: () fp32, static; ``None`` for one of each row's own.
-        center: (K,) fp32 that is taken off the result before it is divided, or ``None``.
+        center: (K,), any float, that is taken off the result before it is divided, or ``None``.
 
     Returns:
         codes (M, K) int8 and scale (M,) fp32, or the one given.

@@ -45,7 +45,7 @@ def quantize_rows(
         hadamard: block size of the rotation, a power of two that divides K; 0 for none.
         bits: 2 … 8; codes lie in [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         scale: () fp32, static: what exceeds its range saturates. ``None`` for dynamic ones.
-        center: (K,) fp32 that is taken off ``x`` before all else, or ``None``.
+        center: (K,), any float, that is taken off ``x`` before all else, or ``None``.
 
     Returns:
         codes (M, K) int8 and scale (M,) fp32, or the one given, with ``x' ≈ scale · code``.

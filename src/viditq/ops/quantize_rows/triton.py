@@ -8,10 +8,10 @@ from viditq.ops.launch import dense, launch
 from viditq.ops.quantize_rows import reference
 from viditq.ops.quantize_rows.signature import empty_result
 from viditq.ops.rows import (
+    centered_reciprocals,
     floats,
     load_row,
     programs,
-    scaling,
     static_steps,
     store_quantized,
     takes,
@@ -27,7 +27,7 @@ def kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     following = load_row(x + row * stride, True, TILE)
-    factors, offsets = scaling(smooth, center, TILE)
+    factors, offsets = centered_reciprocals(smooth, center, TILE)
     steps = static_steps(static, QMAX, TILE)
     for i in tl.range(tl.program_id(0), M, tl.num_programs(0), num_stages=1):
         row, after = tl.cast(i, tl.int64), i + tl.num_programs(0)
