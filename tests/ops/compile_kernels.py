@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
-from viditq.ops.rows import tiling
+from viditq.ops.tiling import tiling
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from viditq import ops
 
 triton = pytest.importorskip("triton")
 
-from viditq.ops import rows as row_kernels  # noqa: E402
 from viditq.ops.quantize_rows.signature import empty_result  # noqa: E402
+from viditq.ops.tiling import REGISTERS, tiling  # noqa: E402
 
 interpreted = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="kernels are compiled, not interpreted, here"
@@ -89,7 +89,7 @@ def assert_near(codes, wanted_codes) -> None:
 @pytest.mark.parametrize("features", [1, 36, 1152, 1537, 1920, 4608, 13824, 15360, 40000])
 def test_parts_cover_a_row_once(features, block, vectors):
     features = math.ceil(features / max(1, block)) * max(1, block)
-    tile = row_kernels.tiling(features, block, vectors)
+    tile = tiling(features, block, vectors)
     covered = torch.zeros(2 * features + 128 * tile.warps, dtype=torch.int)
     for part in tile.parts:
         columns = part.first + torch.arange(part.C)[:, None] * part.pitch + torch.arange(part.L)
@@ -101,7 +101,7 @@ def test_parts_cover_a_row_once(features, block, vectors):
     end = int(covered.sum())
     assert torch.all(covered[:end] == 1)
     assert features <= end <= max(1.1 * features, features + 128 * tile.warps)
-    assert tile.threads * tile.residents * tile.options["maxnreg"] <= row_kernels.REGISTERS
+    assert tile.threads * tile.residents * tile.options["maxnreg"] <= REGISTERS
 
 
 # FLUX's attention beside its feed-forward, one column on a side, nothing that is whole vectors.
@@ -110,7 +110,7 @@ def test_parts_cover_a_row_once(features, block, vectors):
     [(3072, 15360, 128), (3072, 15360, 0), (1, 37, 0), (36, 37, 0), (100, 1252, 4)],
 )
 def test_parts_keep_to_one_side(left, features, block):
-    tile = row_kernels.tiling(features, block, left=left)
+    tile = tiling(features, block, left=left)
     covered = torch.zeros(features, dtype=torch.int)
     for part in tile.parts:
         columns = part.first + torch.arange(part.C)[:, None] * part.pitch + torch.arange(part.L)
@@ -123,7 +123,7 @@ def test_parts_keep_to_one_side(left, features, block):
 
 def test_a_row_with_a_left_side_costs_what_it_would_without():
     """In FLUX's single blocks."""
-    values = [sum(p.C * p.L for p in row_kernels.tiling(15360, 128, 1, n).parts) for n in (0, 3072)]
+    values = [sum(p.C * p.L for p in tiling(15360, 128, 1, n).parts) for n in (0, 3072)]
     assert values == [16384, 16384]
 
 

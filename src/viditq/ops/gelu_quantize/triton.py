@@ -16,8 +16,8 @@ from viditq.ops.rows import (
     static_steps,
     store_quantized,
     takes,
-    tiling,
 )
+from viditq.ops.tiling import tiling
 
 __all__ = ["gelu_quantize", "kernel"]
 

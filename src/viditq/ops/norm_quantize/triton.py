@@ -24,8 +24,8 @@ from viditq.ops.rows import (
     static_steps,
     store_quantized,
     takes,
-    tiling,
 )
+from viditq.ops.tiling import tiling
 
 __all__ = ["kernel", "norm_quantize"]
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from viditq.ops.launch import contiguous, launch
 from viditq.ops.norm_rotate import reference
 from viditq.ops.norm_rotate.signature import Part, empty_result, parts
-from viditq.ops.rows import FLOATS, LANES
+from viditq.ops.rows import FLOATS
+from viditq.ops.tiling import LANES
 
 __all__ = ["blocks", "kernel", "norm_rotate"]
 

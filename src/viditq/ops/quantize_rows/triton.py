@@ -15,8 +15,8 @@ from viditq.ops.rows import (
     static_steps,
     store_quantized,
     takes,
-    tiling,
 )
+from viditq.ops.tiling import tiling
 
 __all__ = ["kernel", "quantize_rows"]
 
